@@ -1,0 +1,317 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FailureCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FAILURE_CAUSE_UNSPECIFIED: _ClassVar[FailureCause]
+    FAILURE_CAUSE_TRAP: _ClassVar[FailureCause]
+    FAILURE_CAUSE_CPU_LIMIT: _ClassVar[FailureCause]
+    FAILURE_CAUSE_MEMORY_LIMIT: _ClassVar[FailureCause]
+    FAILURE_CAUSE_START_REFUSED: _ClassVar[FailureCause]
+    FAILURE_CAUSE_EXIT: _ClassVar[FailureCause]
+    FAILURE_CAUSE_ABI_VIOLATION: _ClassVar[FailureCause]
+    FAILURE_CAUSE_PROTOCOL: _ClassVar[FailureCause]
+    FAILURE_CAUSE_INTERNAL: _ClassVar[FailureCause]
+FAILURE_CAUSE_UNSPECIFIED: FailureCause
+FAILURE_CAUSE_TRAP: FailureCause
+FAILURE_CAUSE_CPU_LIMIT: FailureCause
+FAILURE_CAUSE_MEMORY_LIMIT: FailureCause
+FAILURE_CAUSE_START_REFUSED: FailureCause
+FAILURE_CAUSE_EXIT: FailureCause
+FAILURE_CAUSE_ABI_VIOLATION: FailureCause
+FAILURE_CAUSE_PROTOCOL: FailureCause
+FAILURE_CAUSE_INTERNAL: FailureCause
+
+class ToWorker(_message.Message):
+    __slots__ = ("setup", "load_plugin", "open_vm", "close_vm", "ping")
+    SETUP_FIELD_NUMBER: _ClassVar[int]
+    LOAD_PLUGIN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_VM_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_VM_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    setup: WorkerSetup
+    load_plugin: LoadPlugin
+    open_vm: OpenVm
+    close_vm: CloseVm
+    ping: Ping
+    def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+
+class WorkerSetup(_message.Message):
+    __slots__ = ("tenant", "uid", "gid", "max_processes", "max_open_files", "address_space_bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    MAX_OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_SPACE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    uid: int
+    gid: int
+    max_processes: int
+    max_open_files: int
+    address_space_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., max_processes: _Optional[int] = ..., max_open_files: _Optional[int] = ..., address_space_bytes: _Optional[int] = ...) -> None: ...
+
+class LoadPlugin(_message.Message):
+    __slots__ = ("plugin_id", "name", "memory_bytes", "cpu_per_call_ns", "start_cpu_ns")
+    PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_PER_CALL_NS_FIELD_NUMBER: _ClassVar[int]
+    START_CPU_NS_FIELD_NUMBER: _ClassVar[int]
+    plugin_id: int
+    name: str
+    memory_bytes: int
+    cpu_per_call_ns: int
+    start_cpu_ns: int
+    def __init__(self, plugin_id: _Optional[int] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpu_per_call_ns: _Optional[int] = ..., start_cpu_ns: _Optional[int] = ...) -> None: ...
+
+class OpenVm(_message.Message):
+    __slots__ = ("vm_id", "plugin_id", "ring_bytes", "spin", "restart_backoff_ns", "restart_max_crashes", "restart_window_ns")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
+    RING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPIN_FIELD_NUMBER: _ClassVar[int]
+    RESTART_BACKOFF_NS_FIELD_NUMBER: _ClassVar[int]
+    RESTART_MAX_CRASHES_FIELD_NUMBER: _ClassVar[int]
+    RESTART_WINDOW_NS_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    plugin_id: int
+    ring_bytes: int
+    spin: int
+    restart_backoff_ns: int
+    restart_max_crashes: int
+    restart_window_ns: int
+    def __init__(self, vm_id: _Optional[int] = ..., plugin_id: _Optional[int] = ..., ring_bytes: _Optional[int] = ..., spin: _Optional[int] = ..., restart_backoff_ns: _Optional[int] = ..., restart_max_crashes: _Optional[int] = ..., restart_window_ns: _Optional[int] = ...) -> None: ...
+
+class CloseVm(_message.Message):
+    __slots__ = ("vm_id",)
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    def __init__(self, vm_id: _Optional[int] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class FromWorker(_message.Message):
+    __slots__ = ("ready", "plugin_loaded", "vm_started", "vm_failed", "vm_closed", "pong", "error")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_LOADED_FIELD_NUMBER: _ClassVar[int]
+    VM_STARTED_FIELD_NUMBER: _ClassVar[int]
+    VM_FAILED_FIELD_NUMBER: _ClassVar[int]
+    VM_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ready: WorkerReady
+    plugin_loaded: PluginLoaded
+    vm_started: VmStarted
+    vm_failed: VmFailed
+    vm_closed: VmClosed
+    pong: Pong
+    error: WorkerError
+    def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ...) -> None: ...
+
+class WorkerReady(_message.Message):
+    __slots__ = ("pid", "layers")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pid: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PluginLoaded(_message.Message):
+    __slots__ = ("plugin_id", "error", "load_ns")
+    PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LOAD_NS_FIELD_NUMBER: _ClassVar[int]
+    plugin_id: int
+    error: str
+    load_ns: int
+    def __init__(self, plugin_id: _Optional[int] = ..., error: _Optional[str] = ..., load_ns: _Optional[int] = ...) -> None: ...
+
+class VmStarted(_message.Message):
+    __slots__ = ("vm_id", "generation", "start_ns")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    generation: int
+    start_ns: int
+    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., start_ns: _Optional[int] = ...) -> None: ...
+
+class VmFailed(_message.Message):
+    __slots__ = ("vm_id", "generation", "cause", "while_starting", "message", "callback", "retry_in_ns")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    WHILE_STARTING_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CALLBACK_FIELD_NUMBER: _ClassVar[int]
+    RETRY_IN_NS_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    generation: int
+    cause: FailureCause
+    while_starting: bool
+    message: str
+    callback: str
+    retry_in_ns: int
+    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., cause: _Optional[_Union[FailureCause, str]] = ..., while_starting: _Optional[bool] = ..., message: _Optional[str] = ..., callback: _Optional[str] = ..., retry_in_ns: _Optional[int] = ...) -> None: ...
+
+class VmClosed(_message.Message):
+    __slots__ = ("vm_id",)
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    def __init__(self, vm_id: _Optional[int] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("number", "vms")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VMS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    vms: _containers.RepeatedCompositeFieldContainer[VmUsage]
+    def __init__(self, number: _Optional[int] = ..., vms: _Optional[_Iterable[_Union[VmUsage, _Mapping]]] = ...) -> None: ...
+
+class VmUsage(_message.Message):
+    __slots__ = ("vm_id", "generation", "streams_open", "heap_used_bytes", "guest_memory_bytes", "cpu_ns", "crashes")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    HEAP_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GUEST_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_NS_FIELD_NUMBER: _ClassVar[int]
+    CRASHES_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    generation: int
+    streams_open: int
+    heap_used_bytes: int
+    guest_memory_bytes: int
+    cpu_ns: int
+    crashes: int
+    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., streams_open: _Optional[int] = ..., heap_used_bytes: _Optional[int] = ..., guest_memory_bytes: _Optional[int] = ..., cpu_ns: _Optional[int] = ..., crashes: _Optional[int] = ...) -> None: ...
+
+class WorkerError(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class ToFront(_message.Message):
+    __slots__ = ("attach", "detach", "drain", "status", "plugin_down")
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_DOWN_FIELD_NUMBER: _ClassVar[int]
+    attach: Attach
+    detach: Detach
+    drain: Drain
+    status: FrontStatusRequest
+    plugin_down: PluginDown
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., status: _Optional[_Union[FrontStatusRequest, _Mapping]] = ..., plugin_down: _Optional[_Union[PluginDown, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("channel_id", "tenant", "plugin", "ring_bytes", "callbacks", "imports", "policy_path", "redaction_key", "drain_timeout_ns", "imported_functions")
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_FIELD_NUMBER: _ClassVar[int]
+    RING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    IMPORTS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_PATH_FIELD_NUMBER: _ClassVar[int]
+    REDACTION_KEY_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_TIMEOUT_NS_FIELD_NUMBER: _ClassVar[int]
+    IMPORTED_FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    channel_id: int
+    tenant: str
+    plugin: str
+    ring_bytes: int
+    callbacks: _containers.RepeatedScalarFieldContainer[str]
+    imports: _containers.RepeatedScalarFieldContainer[str]
+    policy_path: str
+    redaction_key: bytes
+    drain_timeout_ns: int
+    imported_functions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, channel_id: _Optional[int] = ..., tenant: _Optional[str] = ..., plugin: _Optional[str] = ..., ring_bytes: _Optional[int] = ..., callbacks: _Optional[_Iterable[str]] = ..., imports: _Optional[_Iterable[str]] = ..., policy_path: _Optional[str] = ..., redaction_key: _Optional[bytes] = ..., drain_timeout_ns: _Optional[int] = ..., imported_functions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Detach(_message.Message):
+    __slots__ = ("channel_id", "reason")
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    channel_id: int
+    reason: str
+    def __init__(self, channel_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PluginDown(_message.Message):
+    __slots__ = ("tenant", "plugin", "policy_path", "reason", "removed")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_FIELD_NUMBER: _ClassVar[int]
+    POLICY_PATH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    plugin: str
+    policy_path: str
+    reason: str
+    removed: bool
+    def __init__(self, tenant: _Optional[str] = ..., plugin: _Optional[str] = ..., policy_path: _Optional[str] = ..., reason: _Optional[str] = ..., removed: _Optional[bool] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FrontStatusRequest(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class FromFront(_message.Message):
+    __slots__ = ("ready", "status", "channel_broken", "channel_drained")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_BROKEN_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_DRAINED_FIELD_NUMBER: _ClassVar[int]
+    ready: FrontReady
+    status: FrontStatus
+    channel_broken: ChannelBroken
+    channel_drained: ChannelDrained
+    def __init__(self, ready: _Optional[_Union[FrontReady, _Mapping]] = ..., status: _Optional[_Union[FrontStatus, _Mapping]] = ..., channel_broken: _Optional[_Union[ChannelBroken, _Mapping]] = ..., channel_drained: _Optional[_Union[ChannelDrained, _Mapping]] = ...) -> None: ...
+
+class FrontReady(_message.Message):
+    __slots__ = ("index", "addresses")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, index: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FrontStatus(_message.Message):
+    __slots__ = ("number", "counters_json")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    counters_json: str
+    def __init__(self, number: _Optional[int] = ..., counters_json: _Optional[str] = ...) -> None: ...
+
+class ChannelBroken(_message.Message):
+    __slots__ = ("channel_id", "reason")
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    channel_id: int
+    reason: str
+    def __init__(self, channel_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ChannelDrained(_message.Message):
+    __slots__ = ("channel_id",)
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    channel_id: int
+    def __init__(self, channel_id: _Optional[int] = ...) -> None: ...
