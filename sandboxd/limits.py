@@ -1,0 +1,197 @@
+"""
+Every cap of the project, with its unit in its name and its reason beside it.
+
+Two kinds: hard caps (``MAX_*``), which no policy can lift, and defaults (``DEFAULT_*``), which a policy may
+change within the ``MIN_*``/``MAX_*`` of the same name. Anybody may import this module; it imports nothing.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+US_NS: Final = 1_000
+MS_NS: Final = 1_000_000
+S_NS: Final = 1_000_000_000
+
+# --- header maps (Proxy-Wasm "pairs") -------------------------------------------------------------
+
+MAX_PAIRS_COUNT: Final = 1024
+"""Entries of one header map. The reference host's own cap; checked before anything is allocated."""
+
+MAX_PAIRS_BYTES: Final = 1 * MIB
+"""Serialised size of one header map. The reference host's own cap."""
+
+MAX_HEADER_NAME_BYTES: Final = 1024
+"""One header name that a plugin writes. No real name comes near; keeps log lines and error texts small."""
+
+DEFAULT_HEADER_BYTES: Final = 16 * KIB
+MAX_HEADER_BYTES: Final = 64 * KIB
+"""Name plus value of one header that a plugin writes. Envoy's default for a whole request is 60 KiB."""
+
+DEFAULT_WRITTEN_HEADERS: Final = 256
+MAX_WRITTEN_HEADERS: Final = MAX_PAIRS_COUNT
+"""Header changes (set, added, removed) in one event."""
+
+DEFAULT_WRITTEN_HEADERS_BYTES: Final = 64 * KIB
+MAX_WRITTEN_HEADERS_BYTES: Final = MAX_PAIRS_BYTES
+"""Names plus values of all header changes of one event."""
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+DEFAULT_BODY_BUFFER_BYTES: Final = 1 * MIB
+MIN_BODY_BUFFER_BYTES: Final = 1 * KIB
+MAX_BODY_BUFFER_BYTES: Final = 64 * MIB
+"""Body held back for one stream and direction. 1 MiB is Envoy's own default buffer limit."""
+
+MAX_LOCAL_RESPONSE_BODY_BYTES: Final = 1 * MIB
+"""Body of a local response: an error page, not a download."""
+
+MAX_DETAILS_BYTES: Final = 256
+"""Details of a local response; they end in one field of the proxy's access log."""
+
+# --- properties and foreign functions -------------------------------------------------------------
+
+MAX_PROPERTY_PATH_BYTES: Final = 4 * KIB
+"""A property path with its separators; the longest attribute of Envoy is below 100 bytes."""
+
+MAX_PROPERTY_SEGMENTS: Final = 32
+"""Segments of a property path: bounds the work of matching it."""
+
+MAX_PROPERTY_VALUE_BYTES: Final = 64 * KIB
+"""A value written by ``proxy_set_property``; it travels as dynamic metadata with the stream."""
+
+MAX_WRITTEN_PROPERTIES: Final = 64
+"""Properties written in one event."""
+
+MAX_FOREIGN_ARGUMENTS_BYTES: Final = 1 * MIB
+"""Arguments of ``proxy_call_foreign_function``."""
+
+# --- logging --------------------------------------------------------------------------------------
+
+MAX_LOG_MESSAGE_BYTES: Final = 8 * KIB
+"""One log line of a guest; longer ones are cut. Keeps one line inside one journald entry."""
+
+DEFAULT_LOG_BYTES_PER_EVENT: Final = 64 * KIB
+MAX_LOG_BYTES_PER_EVENT: Final = 1 * MIB
+"""Log text of one event; the rest is counted and dropped. A guest must not fill the host's disk."""
+
+DEFAULT_LOG_LINES_PER_EVENT: Final = 256
+MAX_LOG_LINES_PER_EVENT: Final = 10_000
+"""Log lines of one event; the rest is counted and dropped."""
+
+# --- metrics --------------------------------------------------------------------------------------
+
+DEFAULT_METRICS: Final = 1000
+MAX_METRICS: Final = 100_000
+"""Metrics that one VM may define; each is memory on the trusted side for as long as the plugin lives."""
+
+MAX_METRIC_NAME_BYTES: Final = 512
+"""A metric name; Istio's tag-extraction names are the longest seen."""
+
+# --- modules --------------------------------------------------------------------------------------
+
+MAX_MODULE_BYTES: Final = 64 * MIB
+"""A ``.wasm`` file. Go's modules, the largest common ones, are about 3 MiB."""
+
+MAX_MODULE_IMPORTS: Final = 1000
+"""Imports of a guest; each costs one trampoline. The ABI has fewer than 100, duplicates are legal."""
+
+WASM_PAGE_BYTES: Final = 64 * KIB
+
+DEFAULT_VM_MEMORY_BYTES: Final = 32 * MIB
+MIN_VM_MEMORY_BYTES: Final = 1 * MIB
+MAX_VM_MEMORY_BYTES: Final = 2 * GIB
+"""Linear memory of one VM. 2 GiB keeps every guest address positive as a signed 32-bit number."""
+
+MAX_RANDOM_BYTES: Final = 64 * KIB
+"""One ``random_get``; the reference host's own cap."""
+
+# --- channel --------------------------------------------------------------------------------------
+
+DEFAULT_RING_BYTES: Final = 1 * MIB
+MIN_RING_BYTES: Final = 64 * KIB
+MAX_RING_BYTES: Final = 16 * MIB
+"""One ring of a channel, a power of two. It is mapped into hostcore's memory, so it cannot be large."""
+
+MAX_SPIN_US: Final = 10_000
+"""Busy waiting before sleep. Longer than 10 ms only burns a core."""
+
+# --- time and counts ------------------------------------------------------------------------------
+
+DEFAULT_CPU_PER_CALL_NS: Final = 5 * MS_NS
+MIN_CPU_PER_CALL_NS: Final = 100 * US_NS
+MAX_CPU_PER_CALL_NS: Final = 10 * S_NS
+"""CPU time of one callback. Past it the VM is trapped."""
+
+DEFAULT_TIME_PER_EVENT_NS: Final = 200 * MS_NS
+MIN_TIME_PER_EVENT_NS: Final = 1 * MS_NS
+MAX_TIME_PER_EVENT_NS: Final = 60 * S_NS
+"""Wall clock that the front waits for the verdict on one event. Envoy's own ext_proc default is 200 ms."""
+
+DEFAULT_START_TIME_NS: Final = 10 * S_NS
+MIN_START_TIME_NS: Final = 10 * MS_NS
+MAX_START_TIME_NS: Final = 120 * S_NS
+"""Wall clock and CPU of a plugin's start (``_initialize`` to ``proxy_on_configure``)."""
+
+DEFAULT_OPEN_STREAMS: Final = 10_000
+MAX_OPEN_STREAMS: Final = 1_000_000
+"""Streams that one plugin may have open at once; each has a context in the guest and in hostcore."""
+
+DEFAULT_HOST_CALLS_PER_EVENT: Final = 100_000
+MAX_HOST_CALLS_PER_EVENT: Final = 100_000_000
+"""Host calls of one event; at 13 ns each the default is a little over a millisecond."""
+
+# --- tenants --------------------------------------------------------------------------------------
+
+DEFAULT_TENANT_MEMORY_BYTES: Final = 256 * MIB
+MIN_TENANT_MEMORY_BYTES: Final = 64 * MIB
+MAX_TENANT_MEMORY_BYTES: Final = 64 * GIB
+"""Memory of a tenant's worker process: its VMs plus the engine and the interpreter (about 60 MiB)."""
+
+MAX_TENANT_CPU: Final = 1024.0
+"""CPUs of a tenant's worker; a typing mistake guard."""
+
+DEFAULT_PIDS: Final = 16
+MIN_PIDS: Final = 4
+MAX_PIDS: Final = 4096
+"""Threads of a tenant's worker: one per channel plus the main thread and the watchdog."""
+
+MAX_PLUGINS: Final = 64
+"""Plugins of one tenant."""
+
+MAX_TENANTS: Final = 1000
+"""Policy files of one daemon; each is a process."""
+
+DEFAULT_RESTART_BACKOFF_MS: Final = 1000
+MAX_RESTART_BACKOFF_MS: Final = 60 * 60 * 1000
+DEFAULT_RESTART_MAX_CRASHES: Final = 5
+MAX_RESTART_MAX_CRASHES: Final = 1000
+DEFAULT_RESTART_WINDOW_MS: Final = 60_000
+MAX_RESTART_WINDOW_MS: Final = 24 * 60 * 60 * 1000
+"""A crashed VM comes back after the back-off; more than this many crashes in the window and it stays down."""
+
+# --- operator's files -----------------------------------------------------------------------------
+
+MAX_POLICY_FILE_BYTES: Final = 1 * MIB
+"""A policy or configuration file."""
+
+MAX_YAML_DEPTH: Final = 32
+"""Nesting of a YAML file; the reader is recursive."""
+
+MAX_CONFIGURATION_BYTES: Final = 256 * KIB
+"""A plugin or VM configuration as the guest reads it."""
+
+MAX_ENVIRONMENT_ENTRIES: Final = 256
+MAX_ENVIRONMENT_BYTES: Final = 64 * KIB
+"""Environment of one VM, names and values together; Istio's caps are 256 entries of 2 KiB."""
+
+MAX_RULES: Final = 1024
+"""Patterns in one list of a policy (redaction, write rules)."""
+
+MAX_UNIX_PATH_BYTES: Final = 107
+"""A Unix socket's path: ``sun_path`` holds 108 bytes with its NUL."""
+
+MAX_FRONT_PROCESSES: Final = 256
+"""Front processes: a typing mistake guard."""
