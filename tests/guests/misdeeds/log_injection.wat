@@ -1,0 +1,18 @@
+;; Logs lines with line breaks, terminal escapes, NULs, bad UTF-8, a forged log line and an unknown level.
+(module
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param $size i32) (result i32) (i32.const 32768))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (drop (call $log (i32.const 2) (i32.const 1024) (i32.const 32)))
+    (drop (call $log (i32.const 3) (i32.const 1056) (i32.const 32)))
+    (drop (call $log (i32.const 4) (i32.const 1088) (i32.const 32)))
+    (drop (call $log (i32.const 5) (i32.const 1120) (i32.const 32)))
+    (drop (call $log (i32.const 99) (i32.const 1024) (i32.const 5)))
+    (drop (call $log (i32.const 2) (i32.const 1024) (i32.const 0)))
+    (i32.const 0))
+  (data (i32.const 1024) "first\nCRITICAL forged line\n\r\n..")
+  (data (i32.const 1056) "\1b[31mred\1b[0m\1b]0;title\07\1b[2J.....")
+  (data (i32.const 1088) "nul\00nul\7f\08\08\08backspace.........")
+  (data (i32.const 1120) "utf8\ff\fe\c0\80\ed\a0\80\e2\80\a8line-separator.."))

@@ -1,0 +1,5 @@
+;; Asks for 2 GiB of memory before anything runs.
+(module
+  (memory (export "memory") 32768)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param $size i32) (result i32) (i32.const 32768)))

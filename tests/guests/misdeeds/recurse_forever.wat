@@ -1,0 +1,10 @@
+;; Recurses without end in proxy_on_request_headers.
+(module
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param $size i32) (result i32) (i32.const 32768))
+  (func $deeper (param $depth i32) (result i32)
+    (i32.add (local.get $depth) (call $deeper (i32.add (local.get $depth) (i32.const 1)))))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (drop (call $deeper (i32.const 0)))
+    (i32.const 0)))

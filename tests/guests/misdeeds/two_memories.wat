@@ -1,0 +1,6 @@
+;; Has a second memory (multi-memory proposal).
+(module
+  (memory (export "memory") 1)
+  (memory (export "memory2") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param $size i32) (result i32) (i32.const 32768)))
