@@ -1,0 +1,339 @@
+"""
+A client that waits in an asyncio loop, and looks for a while before it does.
+
+A round trip to a VM that is awake takes a few microseconds, a turn of the loop takes tens: so `poll` watches the ring
+itself for a short, adaptive time, and only then does the caller await a future. One sweep serves all deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandboxd.channel import layout
+from sandboxd.channel.client import VmClient
+from sandboxd.channel.completions import Effect, Verdict
+from sandboxd.channel.errors import ChannelBroken
+
+_LOOKS = 16
+"""Looks at the ring between two looks at the clock."""
+_YIELDS = int(os.environ.get("YIELDS", "3"))
+_SWEEPS_PER_TIMEOUT = 8
+_LAZY_S = 0.01
+"""How long the end of a stream may wait for a VM that sleeps."""
+_MAX_RESTARTS = 64
+_RESTART_WINDOW_NS = 10_000_000_000
+
+
+class Lost(enum.Enum):
+    """Why an event has no verdict."""
+
+    DOWN = "vm down"
+    """The VM failed, or is not there."""
+    TIMEOUT = "timeout"
+    """No verdict within the time for an event."""
+    BROKEN = "channel broken"
+    """The VM broke the channel's rules, or the channel was taken away."""
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What the owner of an `AsyncVm` is told. None of them may raise or block."""
+
+    unclaimed: Callable[[Verdict], None]
+    """A verdict nobody waits for: closed streams, events that timed out."""
+    loose: Callable[[Effect], None]
+    """A notice outside any event."""
+    restarted: Callable[[int], None]
+    """A new generation serves; all streams of the older ones are lost."""
+    broken: Callable[[str], None]
+    """The channel is dead; told once."""
+
+
+class AsyncVm:
+    """
+    Drives one `VmClient` in a loop.
+
+    Args:
+        client: whose channel this is; `close` closes it.
+        loop: the loop of the only thread that uses this object.
+        hooks: see `Hooks`.
+        timeout_ns: wall clock from submission to verdict.
+        overdue_ns: past timeout plus this the VM counts as hung for good, which breaks the channel.
+        spin_ns: longest busy wait of `poll`; 0 on a machine with one core.
+    """
+
+    def __init__(
+        self,
+        client: VmClient,
+        loop: asyncio.AbstractEventLoop,
+        hooks: Hooks,
+        *,
+        timeout_ns: int,
+        overdue_ns: int = 1_000_000_000,
+        spin_ns: int = 40_000,
+    ) -> None:
+        self.client = client
+        self._loop = loop
+        self._hooks = hooks
+        self._timeout_ns = timeout_ns
+        self._overdue_ns = overdue_ns
+        self._max_spin_ns = spin_ns if (os.cpu_count() or 1) > 1 else 0
+        self._spin_ns = self._max_spin_ns
+        self._waiting: dict[int, asyncio.Future[Verdict | Lost] | None] = {}
+        """Events whose outcome somebody wants; None until `wait` is called."""
+        self._early: dict[int, Verdict | Lost] = {}
+        """Outcomes that came between `submit` and `wait`."""
+        self._sent_ns: dict[int, int] = {}
+        """Monotonic time of submission of each outstanding event; oldest first."""
+        self._restarts: list[int] = []
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._dead = False
+        loop.add_reader(client.fds.client_event_fd, self._on_event)
+        self._arm()
+
+    @property
+    def ready(self) -> bool:
+        """Whether events may be submitted now; the failure policy answers otherwise."""
+        if self._dead:
+            return False
+        if self.client.restart_unseen and self.client.has_completions():
+            # Meet VM_STARTED first: it would take an event submitted now for one of the old VM.
+            self._drain()
+        return not self._dead and self.client.vm_state == layout.VM_READY
+
+    # --- submitting --------------------------------------------------------------------------------------------------
+
+    def submit(self, stream_id: int, kind: int, payload: bytes, end_of_stream: bool, time_ns: int) -> int:
+        """
+        Submit an event, wake the VM; returns the ``event_seq``, for which `poll` or `wait` has to be called.
+
+        Raises:
+            ChannelFull: too much is waiting already.
+            ChannelBroken: the channel is dead.
+        """
+        client = self.client
+        client.cancel_sleep()  # `poll` looks itself
+        try:
+            seq = client.submit(stream_id, kind, payload, end_of_stream, time_ns)
+        except ChannelBroken as error:
+            self._break(str(error))
+            raise
+        client.flush()
+        self._sent_ns[seq] = time.monotonic_ns()
+        self._waiting[seq] = None
+        return seq
+
+    def open_stream(self, attributes: bytes, time_ns: int) -> int:
+        """Open a stream; the VM sees it with the first event. Raises as `submit`."""
+        try:
+            return self.client.open_stream(attributes, time_ns)
+        except ChannelBroken as error:
+            self._break(str(error))
+            raise
+
+    def add_attributes(self, stream_id: int, attributes: bytes, time_ns: int) -> None:
+        """Add to what is known of a stream; the VM sees it with the next event. Raises as `submit`."""
+        try:
+            self.client.add_attributes(stream_id, attributes, time_ns)
+        except ChannelBroken as error:
+            self._break(str(error))
+            raise
+
+    def close_stream(self, stream_id: int, reset: bool, time_ns: int) -> None:
+        """End a stream; what that brings goes to ``hooks.unclaimed``."""
+        if self._dead:
+            return
+        try:
+            seq = self.client.close_stream(stream_id, reset, time_ns)
+        except ChannelBroken as error:
+            self._break(str(error))
+            return
+        # Nobody waits for the end of a stream, so a sleeping VM is not woken for each: the next event does it, or a
+        # timer. A wake-up costs more than the rest of the event.
+        self.client.publish()
+        self._sent_ns[seq] = time.monotonic_ns()
+        if self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(_LAZY_S, self._wake_for_the_rest)
+
+    def _wake_for_the_rest(self) -> None:
+        self._lazy_timer = None
+        self.client.wake_if_asleep()
+        self._start_sweep()
+        self._arm()
+
+    def poll(self, event_seq: int) -> Verdict | Lost | None:
+        """Look for the verdict for a while. None: it is not there yet, `wait` for it."""
+        client = self.client
+        end_ns = time.monotonic_ns() + self._spin_ns
+        yields = _YIELDS
+        while True:
+            for _ in range(_LOOKS):
+                if client.has_completions():
+                    found = self._drain(event_seq)
+                    if found is not None:
+                        self._spin_ns = self._max_spin_ns
+                        self._arm()
+                        return found
+            if time.monotonic_ns() >= end_ns:
+                if not yields:
+                    break
+                yields -= 1
+                os.sched_yield()
+        # What was spent here was in vain: spend less next time, so that a slow VM does not cost a core.
+        self._spin_ns >>= 1
+        return None
+
+    async def wait(self, event_seq: int) -> Verdict | Lost:
+        """Wait for a verdict in the loop."""
+        early = self._early.pop(event_seq, None)
+        if early is not None:
+            return early
+        if self._dead:
+            return Lost.BROKEN
+        future: asyncio.Future[Verdict | Lost] = self._loop.create_future()
+        self._waiting[event_seq] = future
+        self._start_sweep()
+        self._arm()
+        try:
+            return await future
+        finally:
+            if self._waiting.pop(event_seq, None) is not None:
+                self.client.abandon(event_seq)
+
+    # --- completions -------------------------------------------------------------------------------------------------
+
+    def _on_event(self) -> None:
+        self.client.clear_event()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Deal with all that is there and ask to be woken for the next."""
+        while not self._dead:
+            try:
+                if self.client.prepare_sleep():
+                    break
+            except ChannelBroken as error:
+                self._break(str(error))
+                return
+            self._drain()
+        if not self._dead and self.client.vm_state in (layout.VM_FAILED, layout.VM_GONE):
+            self._lose_all(Lost.DOWN)
+
+    def _drain(self, wanted: int = 0) -> Verdict | Lost | None:
+        """Hand out all that is complete; returns the outcome of the event ``wanted``."""
+        found: Verdict | Lost | None = None
+        try:
+            completions = self.client.drain()
+        except ChannelBroken as error:
+            self._break(str(error))
+            return Lost.BROKEN if wanted else None
+        for completion in completions:
+            if type(completion) is Verdict:
+                seq = completion.event_seq
+                self._sent_ns.pop(seq, None)
+                if seq == wanted:
+                    self._waiting.pop(seq, None)
+                    found = completion
+                else:
+                    self._hand_out(seq, completion)
+            elif type(completion) is Effect:
+                self._hooks.loose(completion)
+            else:
+                assert not isinstance(completion, (Verdict, Effect))
+                if any(seq == wanted for seq, _ in completion.lost):
+                    self._waiting.pop(wanted, None)
+                    found = Lost.DOWN
+                self._on_restart(completion.generation)
+        return found
+
+    def _hand_out(self, seq: int, verdict: Verdict) -> None:
+        if seq not in self._waiting:
+            self._hooks.unclaimed(verdict)
+            return
+        future = self._waiting.pop(seq)
+        if future is None:
+            self._early[seq] = verdict
+        elif future.done():
+            self._hooks.unclaimed(verdict)
+        else:
+            future.set_result(verdict)
+
+    def _on_restart(self, generation: int) -> None:
+        now = time.monotonic_ns()
+        self._restarts = [at for at in self._restarts if now - at < _RESTART_WINDOW_NS]
+        self._restarts.append(now)
+        if len(self._restarts) > _MAX_RESTARTS:
+            self._break("VM claims to restart without end")
+            return
+        if generation > 1:
+            self._lose_all(Lost.DOWN)
+        self._hooks.restarted(generation)
+
+    def _lose_all(self, why: Lost) -> None:
+        """No outstanding event gets its verdict any more."""
+        for seq in self._sent_ns:
+            self.client.abandon(seq)
+        self._sent_ns.clear()
+        waiting, self._waiting = self._waiting, {}
+        for seq, future in waiting.items():
+            if future is None:
+                self._early[seq] = why
+            elif not future.done():
+                future.set_result(why)
+
+    # --- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _start_sweep(self) -> None:
+        if self._sweep_timer is None and not self._dead:
+            period_s = max(self._timeout_ns // _SWEEPS_PER_TIMEOUT, 1_000_000) / 1e9
+            self._sweep_timer = self._loop.call_later(period_s, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        now = time.monotonic_ns()
+        for seq, sent_ns in self._sent_ns.items():
+            age_ns = now - sent_ns
+            if age_ns < self._timeout_ns:
+                break
+            if age_ns > self._timeout_ns + self._overdue_ns:
+                self._break(f"no verdict on an event after {age_ns // 1_000_000} ms")
+                return
+            future = self._waiting.get(seq)
+            if future is not None:
+                del self._waiting[seq]
+                self.client.abandon(seq)
+                if not future.done():
+                    future.set_result(Lost.TIMEOUT)
+        if self._sent_ns:
+            self._start_sweep()
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    def _break(self, reason: str) -> None:
+        if not self._dead:
+            self.stop()
+            self._hooks.broken(reason)
+
+    def stop(self) -> None:
+        """Use the channel no more: all that waits is lost. The channel stays mapped until `close`."""
+        self._dead = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
+        self._loop.remove_reader(self.client.fds.client_event_fd)
+        self._lose_all(Lost.BROKEN)
+
+    def close(self) -> None:
+        """Stop, unmap and close the channel."""
+        if not self._dead:
+            self.stop()
+        self.client.close()

@@ -1,0 +1,203 @@
+"""Waiting in a loop: the fast look, futures, deadlines, restarts, and the end of a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from sandboxd.channel import layout, memfd
+from sandboxd.channel.async_vm import AsyncVm, Hooks, Lost
+from sandboxd.channel.client import VmClient
+from sandboxd.channel.completions import Effect, Verdict
+from tests.support.fake_vm import FakeVm
+
+HEADERS = layout.REQUEST_HEADERS
+
+
+@dataclass
+class Rig:
+    vm: AsyncVm
+    fake: FakeVm
+    unclaimed: list[Verdict] = field(default_factory=list)
+    loose: list[Effect] = field(default_factory=list)
+    restarts: list[int] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def open(self) -> int:
+        return self.vm.client.open_stream(b"", 0)
+
+    def submit(self) -> int:
+        return self.vm.submit(self.open(), HEADERS, b"", True, 0)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    fds = memfd.create_channel(65536)
+    rig: Rig
+    hooks = Hooks(
+        lambda v: rig.unclaimed.append(v),
+        lambda e: rig.loose.append(e),
+        lambda g: rig.restarts.append(g),
+        lambda r: rig.broken.append(r),
+    )
+    vm = AsyncVm(
+        VmClient(fds),
+        asyncio.get_running_loop(),
+        hooks,
+        timeout_ns=50_000_000,
+        overdue_ns=100_000_000,
+        spin_ns=0,
+    )
+    rig = Rig(vm, FakeVm(fds))
+    rig.fake.begin()
+    yield rig
+    rig.vm.close()
+    rig.fake.stop()
+
+
+async def test_poll_finds_what_is_there(rig: Rig) -> None:
+    assert rig.vm.ready
+    seq = rig.submit()
+    assert rig.vm.poll(seq) is None
+    rig.fake.poll()
+    found = rig.vm.poll(seq)
+
+    assert isinstance(found, Verdict)
+    assert found.event_seq == seq
+    assert rig.restarts == [1]
+
+
+async def test_wait_is_woken_by_the_eventfd(rig: Rig) -> None:
+    rig.fake.start()
+    results = await asyncio.wait_for(asyncio.gather(*(rig.vm.wait(rig.submit()) for _ in range(50))), 5)
+
+    assert all(isinstance(result, Verdict) for result in results)
+
+
+async def test_poll_hands_other_verdicts_to_their_waiters(rig: Rig) -> None:
+    first = rig.submit()
+    waiting = asyncio.ensure_future(rig.vm.wait(first))
+    await asyncio.sleep(0)
+    second = rig.submit()
+    rig.fake.poll()
+
+    assert isinstance(rig.vm.poll(second), Verdict)
+    assert isinstance(await asyncio.wait_for(waiting, 1), Verdict)
+
+
+async def test_closing_a_stream_has_no_waiter(rig: Rig) -> None:
+    stream_id = rig.open()
+    rig.vm.close_stream(stream_id, True, 0)
+    rig.fake.poll()
+    await asyncio.sleep(0.02)
+
+    assert [verdict.stream_id for verdict in rig.unclaimed] == [stream_id]
+
+
+async def test_timeout_then_overdue(rig: Rig) -> None:
+    started = asyncio.get_running_loop().time()
+    outcome = await asyncio.wait_for(rig.vm.wait(rig.submit()), 2)
+    took = asyncio.get_running_loop().time() - started
+
+    assert outcome is Lost.TIMEOUT
+    assert 0.045 < took < 0.15
+    assert rig.broken == []
+    await asyncio.sleep(0.25)
+    assert "no verdict" in rig.broken[0]
+    assert not rig.vm.ready
+
+
+async def test_late_verdict_of_a_timed_out_event_goes_to_nobody(rig: Rig) -> None:
+    seq = rig.submit()
+    assert await rig.vm.wait(seq) is Lost.TIMEOUT
+    rig.fake.poll()
+    await asyncio.sleep(0.02)
+
+    assert [verdict.event_seq for verdict in rig.unclaimed] == [seq]
+    assert rig.unclaimed[0].effects == []
+    await asyncio.sleep(0.2)
+    assert rig.broken == []
+
+
+async def test_restart_loses_waiters_at_once(rig: Rig) -> None:
+    waiting = asyncio.ensure_future(rig.vm.wait(rig.submit()))
+    await asyncio.sleep(0)
+    rig.fake.fail()
+
+    assert await asyncio.wait_for(waiting, 0.04) is Lost.DOWN
+    assert not rig.vm.ready
+    rig.fake.take()
+    rig.fake.begin()
+    await asyncio.sleep(0.01)
+    assert rig.vm.ready
+    assert rig.restarts == [1, 2]
+    seq = rig.submit()
+    rig.fake.poll()
+    assert isinstance(rig.vm.poll(seq), Verdict)
+
+
+async def test_restart_seen_by_poll(rig: Rig) -> None:
+    assert rig.vm.ready
+    seq = rig.submit()
+    rig.fake.take()
+    rig.fake.begin()
+
+    assert rig.vm.poll(seq) is Lost.DOWN
+
+
+async def test_broken_rules_end_the_channel(rig: Rig) -> None:
+    waiting = asyncio.ensure_future(rig.vm.wait(rig.submit()))
+    await asyncio.sleep(0)
+    rig.fake.emit([(99, 0, 0, 0, 0, b"")])
+
+    assert await asyncio.wait_for(waiting, 1) is Lost.BROKEN
+    assert "unknown kind 99" in rig.broken[0]
+    assert await rig.vm.wait(5) is Lost.BROKEN
+
+
+async def test_restarts_without_end_break_the_channel(rig: Rig) -> None:
+    for _ in range(70):
+        rig.fake.begin()
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+
+    assert rig.broken == ["VM claims to restart without end"]
+
+
+async def test_a_cancelled_waiter_abandons_its_event(rig: Rig) -> None:
+    seq = rig.submit()
+    waiting = asyncio.ensure_future(rig.vm.wait(seq))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    rig.fake.poll()
+    await asyncio.sleep(0.02)
+
+    assert rig.unclaimed[0].effects == []
+
+
+async def test_wake_ups_are_not_lost() -> None:
+    """Many round trips against a VM that sleeps after each: one lost wake-up would hang."""
+    fds = memfd.create_channel(65536)
+    hooks = Hooks(lambda v: None, lambda e: None, lambda g: None, lambda r: None)
+    vm = AsyncVm(
+        VmClient(fds),
+        asyncio.get_running_loop(),
+        hooks,
+        timeout_ns=5_000_000_000,
+        spin_ns=30_000 if (os.cpu_count() or 1) > 1 else 0,
+    )
+    fake = FakeVm(fds, keep_seen=False).start()
+    fake.begin()
+    for _ in range(3000):
+        stream_id = vm.client.open_stream(b"", 0)
+        seq = vm.submit(stream_id, HEADERS, b"", True, 0)
+        outcome = vm.poll(seq) or await vm.wait(seq)
+        assert isinstance(outcome, Verdict)
+    vm.close()
+    fake.stop()
