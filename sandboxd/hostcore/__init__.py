@@ -1,0 +1,1 @@
+"""The ABI host: C sources, compiled to WebAssembly by `sandboxd.hostcore.build`."""
