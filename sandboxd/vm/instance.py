@@ -1,0 +1,301 @@
+"""
+One virtual machine: a store, the six instances, the channel's window, and the calls into hostcore.
+
+With `window` and `callbacks` the only place with unchecked calls and raw addresses. Imports wasmtime: for the
+worker only. A `Vm` belongs to the thread that made it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from wasmtime import Store
+from wasmtime import _bindings as capi
+from wasmtime._ffi import dll
+
+from sandboxd.errors import InternalError
+from sandboxd.limits import WASM_PAGE_BYTES
+from sandboxd.vm import window
+from sandboxd.vm.artefacts import BLOB_NAMES
+from sandboxd.vm.callbacks import Interrupt, clock_function
+from sandboxd.vm.plugin import LoadedPlugin
+from sandboxd.vm.traps import FailureCause, GuestFailure, failure
+
+MEMORY_PAGES: Final = 2560
+"""hostcore's memory, minimum and maximum: it never moves and never grows."""
+
+MAX_TABLE_ELEMENTS: Final = 1_000_000
+"""Of one table; 8 bytes each. The largest Go module seen has some 10 000."""
+
+POLL_SLEEP: Final = 1
+POLL_WAKE_CLIENT: Final = 2
+POLL_NO_SPACE: Final = 4
+POLL_STOPPED: Final = 8
+POLL_PROTOCOL: Final = 16
+POLL_INBOX: Final = 32
+
+_VALUE_BYTES: Final = 16
+"""``wasmtime_val_raw``: a 128-bit union."""
+
+# The call is declared once more here, so that the package's own declaration with its slow conversions stays
+# as it is. CFUNCTYPE: the interpreter's lock is released while the guest runs.
+_call_unchecked: Final = ctypes.CFUNCTYPE(
+    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+)(("wasmtime_func_call_unchecked", dll))
+
+
+class VmStatus(NamedTuple):
+    """``struct vm_status`` of hostcore, field by field."""
+
+    in_callback: int
+    context_id: int
+    event_seq: int
+    stream_id_low: int
+    stream_id_high: int
+    streams_open: int
+    heap_used_bytes: int
+    heap_peak_bytes: int
+    exited: int
+    exit_code: int
+    violation: int
+    host_calls: int
+    metrics: int
+
+
+_STATUS: Final = struct.Struct(f"<{len(VmStatus._fields)}I")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of an instance, ready to be called; ``values`` hold arguments and result."""
+
+    extern: Any
+    address: int
+    values: Any
+    count: int
+
+
+class Vm:
+    """
+    A VM that is linked and mapped, but has run nothing yet.
+
+    Args:
+        plugin: what runs.
+        channel_fd: the channel's memfd.
+        ring_bytes: size of each of its rings.
+        should_stop: see `sandboxd.vm.callbacks.Interrupt`.
+
+    Raises:
+        WorkerError: the channel's file is not what it must be.
+        GuestFailure: the modules do not link.
+    """
+
+    def __init__(
+        self, plugin: LoadedPlugin, channel_fd: int, ring_bytes: int, should_stop: Callable[[], bool]
+    ) -> None:
+        channel_bytes = window.checked_size(channel_fd, ring_bytes)
+        self._trap = ctypes.c_void_p()
+        self._trap_address = ctypes.addressof(self._trap)
+        self._window: window.Window | None = None
+        self._store = Store(plugin.engine)
+        self._interrupt = Interrupt(self._store, should_stop)
+        try:
+            self._limit_store(plugin)
+            self._context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
+            self._memory = self._new_memory()
+            self._base = _address(
+                capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory))
+            )
+            self._instances: dict[str, Any] = {}
+            for name in BLOB_NAMES:
+                self._instances[name] = self._instantiate(plugin, name)
+            self._guest_memory = self._export("adapter", "memory").of.memory
+            self._poll = self._function("poll", 1)
+            self._window = window.Window(self._base, channel_fd, channel_bytes)
+            self._status_address = self._base + self._checked_range(
+                self._call(self._function("status_ptr", 1)), _STATUS.size
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def configure(self, blob: bytes) -> None:
+        """
+        Give hostcore its configuration.
+
+        Raises:
+            InternalError: hostcore does not accept it; the blob is ours.
+        """
+        pointer = self._call(self._function("config_buffer", 1), len(blob))
+        if pointer == 0:
+            raise InternalError(f"hostcore has no room for a configuration of {len(blob)} bytes")
+        ctypes.memmove(self._base + self._checked_range(pointer, len(blob)), blob, len(blob))
+        if code := self._call(self._function("vm_configure", 2), pointer, len(blob)):
+            raise InternalError(f"hostcore refused configuration entry {code - 1000}")
+
+    def start(self) -> None:
+        """
+        Run the guest's start: ``_initialize`` to ``proxy_on_configure``.
+
+        Raises:
+            GuestFailure: it trapped, went past its limit, or refused.
+        """
+        code = self._call(self._function("vm_start", 1))
+        if code:
+            name = {1: "proxy_on_vm_start", 2: "proxy_on_configure"}.get(code, f"vm_start ({code})")
+            raise GuestFailure(FailureCause.START_REFUSED, f"{name} returned false")
+
+    def poll(self, spin: int) -> int:
+        """
+        Process submissions until there is nothing left and ``spin`` empty looks have passed; returns
+        ``POLL_*`` bits.
+
+        Raises:
+            GuestFailure: the guest's VM is over.
+        """
+        # The hot path: the same as _call(), with nothing looked up.
+        values = self._poll.values
+        values[0] = spin
+        error = _call_unchecked(self._context, self._poll.address, values, 1, self._trap_address)
+        if error or self._trap.value:
+            raise self._failure(error)
+        return int(values[0] & 0xFFFFFFFF)
+
+    def status(self) -> VmStatus:
+        """Return hostcore's status."""
+        return VmStatus._make(_STATUS.unpack(ctypes.string_at(self._status_address, _STATUS.size)))
+
+    def guest_memory_bytes(self) -> int:
+        """Return the current size of the guest's memory."""
+        return int(capi.wasmtime_memory_data_size(self._store._context(), ctypes.byref(self._guest_memory)))
+
+    def close(self) -> None:
+        """
+        Free everything; a second call does nothing.
+
+        The channel is unmapped first: the engine may clear memory that it frees, and the client still reads
+        the rings.
+        """
+        if self._window is not None:
+            self._window.unmap()
+        self._store.close()
+        self._interrupt.close()
+
+    def _limit_store(self, plugin: LoadedPlugin) -> None:
+        # memory_size holds for each memory, and hostcore's is larger than most guests'. The guest's own bound
+        # is the maximum that its binary declares (see wasm_rewrite).
+        guest_bytes = plugin.manifest.memory_pages[1] * WASM_PAGE_BYTES
+        self._store.set_limits(
+            memory_size=max(guest_bytes, MEMORY_PAGES * WASM_PAGE_BYTES),
+            table_elements=MAX_TABLE_ELEMENTS,
+            instances=len(BLOB_NAMES),
+            memories=2,
+        )
+
+    def _new_memory(self) -> Any:
+        kind = ctypes.POINTER(capi.wasm_memorytype_t)()
+        memory = capi.wasmtime_memory_t()
+        self._check(
+            capi.wasmtime_memorytype_new(
+                MEMORY_PAGES, True, MEMORY_PAGES, False, False, 16, ctypes.byref(kind)
+            )
+        )
+        try:
+            self._check(capi.wasmtime_memory_new(self._store._context(), kind, ctypes.byref(memory)))
+        finally:
+            capi.wasm_memorytype_delete(kind)
+        return memory
+
+    def _instantiate(self, plugin: LoadedPlugin, name: str) -> Any:
+        loaded = plugin.modules[name]
+        imports = (capi.wasmtime_extern_t * max(len(loaded.imports), 1))()
+        for index, (module, item) in enumerate(loaded.imports):
+            # The guest's imports are bound by position: names may repeat.
+            found = (
+                self._export("trampolines", f"f{index}")
+                if name == "guest"
+                else self._resolve(name, module, item)
+            )
+            ctypes.memmove(ctypes.addressof(imports[index]), ctypes.addressof(found), ctypes.sizeof(found))
+        instance = capi.wasmtime_instance_t()
+        error = capi.wasmtime_instance_new(
+            self._store._context(),
+            loaded.module.ptr(),
+            imports,
+            len(loaded.imports),
+            ctypes.byref(instance),
+            ctypes.cast(self._trap_address, ctypes.POINTER(ctypes.POINTER(capi.wasm_trap_t))),
+        )
+        self._check(error)
+        return instance
+
+    def _resolve(self, importer: str, module: str, item: str) -> Any:
+        if module == "env" and item == "memory":
+            return _extern(memory=self._memory)
+        if module == "host" and item == "clock_ns":
+            return _extern(func=clock_function(self._store))
+        if module == "guest":
+            # Only the adapter sees the guest itself; everybody else sees the adapter.
+            return self._export("guest" if importer == "adapter" else "adapter", item)
+        if module in self._instances:
+            return self._export(module, item)
+        raise InternalError(f"artefact {importer}: import {module}.{item} has no source")
+
+    def _export(self, instance: str, name: str) -> Any:
+        found = capi.wasmtime_extern_t()
+        text = name.encode()
+        if not capi.wasmtime_instance_export_get(
+            self._store._context(),
+            ctypes.byref(self._instances[instance]),
+            text,
+            len(text),
+            ctypes.byref(found),
+        ):
+            raise InternalError(f"artefact {instance} has no export {name}")
+        return found
+
+    def _function(self, name: str, count: int) -> Function:
+        extern = self._export("hostcore", name)
+        values = (ctypes.c_uint64 * (count * _VALUE_BYTES // 8))()
+        return Function(extern, ctypes.addressof(extern.of.func), values, count)
+
+    def _call(self, function: Function, *arguments: int) -> int:
+        for index, argument in enumerate(arguments):
+            function.values[index * _VALUE_BYTES // 8] = argument
+        error = _call_unchecked(
+            self._context, function.address, function.values, function.count, self._trap_address
+        )
+        if error or self._trap.value:
+            raise self._failure(error)
+        return int(function.values[0] & 0xFFFFFFFF)
+
+    def _check(self, error: Any) -> None:
+        value = ctypes.cast(error, ctypes.c_void_p).value
+        if value or self._trap.value:
+            raise self._failure(value)
+
+    def _failure(self, error: int | None) -> GuestFailure:
+        trap, self._trap.value = self._trap.value, None
+        return failure(trap, error or 0)
+
+    def _checked_range(self, pointer: int, length: int) -> int:
+        if pointer + length > MEMORY_PAGES * WASM_PAGE_BYTES:
+            raise InternalError(f"hostcore gave an address outside its memory: {pointer:#x}")
+        return pointer
+
+
+def _extern(**of: Any) -> Any:
+    kind, value = next(iter(of.items()))
+    number = {"func": 0, "memory": 3}[kind]
+    return capi.wasmtime_extern_t(number, capi.wasmtime_extern_union(**{kind: value}))
+
+
+def _address(pointer: Any) -> int:
+    address = ctypes.cast(pointer, ctypes.c_void_p).value
+    if not address:
+        raise InternalError("the engine gave no address for hostcore's memory")
+    return address

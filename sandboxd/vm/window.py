@@ -1,0 +1,89 @@
+"""
+The channel inside hostcore's memory: the channel's file mapped over a fixed range of it.
+
+Raw addresses; for `sandboxd.vm.instance` alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from typing import Final
+
+from sandboxd.errors import WorkerError
+from sandboxd.limits import MIB
+from sandboxd.vm.plugin import REQUIRED_SEALS
+
+OFFSET: Final = 16 * MIB
+"""Of the window in hostcore's memory."""
+MAX_BYTES: Final = 16 * MIB
+CHANNEL_HEADER_BYTES: Final = 4096
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_PROT_READ_WRITE: Final = 3
+_MAP_SHARED: Final = 0x01
+_MAP_PRIVATE: Final = 0x02
+_MAP_FIXED: Final = 0x10
+_MAP_ANONYMOUS: Final = 0x20
+
+
+class Window:
+    """
+    The range of hostcore's memory that shows the channel from here until `unmap`.
+
+    Args:
+        memory_address: where hostcore's memory begins in this process; at least `OFFSET` + `MAX_BYTES` long.
+        channel_fd: the channel's file.
+        size: of the file, as `checked_size` gave it.
+
+    Raises:
+        WorkerError: the kernel refuses.
+    """
+
+    def __init__(self, memory_address: int, channel_fd: int, size: int) -> None:
+        self._address = memory_address + OFFSET
+        self._size = size
+        self._mapped = False
+        self._mmap(_MAP_SHARED | _MAP_FIXED, channel_fd)
+        self._mapped = True
+
+    def unmap(self) -> None:
+        """Put fresh memory in the channel's place. A second call does nothing."""
+        if self._mapped:
+            self._mmap(_MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS, -1)
+            self._mapped = False
+
+    def _mmap(self, flags: int, fd: int) -> None:
+        found = _libc.mmap(self._address, self._size, _PROT_READ_WRITE, flags, fd, 0)
+        if found != self._address:
+            raise WorkerError(f"cannot map the channel: {os.strerror(ctypes.get_errno())}")
+
+
+def checked_size(channel_fd: int, ring_bytes: int) -> int:
+    """
+    Return the size of the channel's file, which nobody can change any more.
+
+    Raises:
+        WorkerError: it is not a sealed memfd, or its size is not that of a channel with such rings.
+    """
+    size = CHANNEL_HEADER_BYTES + 2 * ring_bytes
+    try:
+        seals = fcntl.fcntl(channel_fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & REQUIRED_SEALS != REQUIRED_SEALS:
+        raise WorkerError("the channel is not a memfd sealed against shrink, grow and further seals")
+    found = os.fstat(channel_fd).st_size
+    if found != size or size > MAX_BYTES:
+        raise WorkerError(f"the channel's file has {found} bytes, expected {size}, at most {MAX_BYTES}")
+    return size

@@ -1,0 +1,125 @@
+"""
+The worker's main thread: frames from the supervisor, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxd.errors import SandboxdError, WorkerError
+from sandboxd.protos import control_pb2 as control
+from sandboxd.vm.config_blob import MAX_BLOB_BYTES
+from sandboxd.vm.engine import new_engine
+from sandboxd.vm.plugin import LoadedPlugin, load_plugin_fd, sealed_size
+from sandboxd.vm.traps import clean
+from sandboxd.worker.control import ControlSocket, Frame
+from sandboxd.worker.restarts import RestartPolicy
+from sandboxd.worker.vm_thread import VmSpec, VmThread
+from sandboxd.worker.watchdog import Watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A loaded plugin and its limits."""
+
+    loaded: LoadedPlugin
+    cpu_per_call_ns: int
+    start_cpu_ns: int
+
+
+class Loop:
+    """Serves the control socket until the supervisor closes it."""
+
+    def __init__(self, socket: ControlSocket) -> None:
+        self._socket = socket
+        self._engine = new_engine()
+        self._watchdog = Watchdog(self._engine.increment_epoch)
+        self._plugins: dict[int, Plugin] = {}
+        self._vms: dict[int, VmThread] = {}
+        self._handlers: dict[str, Callable[[Any, tuple[int, ...]], None]] = {
+            "load_plugin": self._load_plugin,
+            "open_vm": self._open_vm,
+            "close_vm": self._close_vm,
+            "ping": self._ping,
+        }
+
+    def run(self) -> None:
+        """
+        Serve until the end.
+
+        Raises:
+            WorkerError: the supervisor sent what makes no sense.
+        """
+        self._watchdog.start()
+        while (frame := self._socket.receive()) is not None:
+            self._handle(frame)
+
+    def _handle(self, frame: Frame) -> None:
+        handler = self._handlers.get(frame.kind)
+        if handler is None:
+            raise WorkerError(f"control frame {frame.kind} is not expected now")
+        handler(frame.body, frame.fds)
+
+    def _load_plugin(self, request: control.LoadPlugin, fds: tuple[int, ...]) -> None:
+        if request.plugin_id in self._plugins:
+            raise WorkerError(f"plugin {request.plugin_id} is loaded already")
+        started, problem = time.monotonic_ns(), ""
+        try:
+            loaded = load_plugin_fd(self._engine, fds[0])
+            self._plugins[request.plugin_id] = Plugin(loaded, request.cpu_per_call_ns, request.start_cpu_ns)
+        except SandboxdError as error:
+            problem = clean(str(error), 4000) or "unknown"
+        finally:
+            os.close(fds[0])
+        self._socket.send(
+            plugin_loaded=control.PluginLoaded(
+                plugin_id=request.plugin_id, error=problem, load_ns=time.monotonic_ns() - started
+            )
+        )
+
+    def _open_vm(self, request: control.OpenVm, fds: tuple[int, ...]) -> None:
+        plugin = self._plugins.get(request.plugin_id)
+        if plugin is None or request.vm_id in self._vms:
+            raise WorkerError(f"cannot open VM {request.vm_id} of plugin {request.plugin_id}")
+        channel_fd, vm_event_fd, client_event_fd, configuration_fd = fds
+        configuration = os.pread(configuration_fd, sealed_size(configuration_fd, MAX_BLOB_BYTES), 0)
+        os.close(configuration_fd)
+        sealed_size(channel_fd, 1 << 30)
+        vm = VmThread(
+            VmSpec(
+                vm_id=request.vm_id,
+                plugin=plugin.loaded,
+                channel_fd=channel_fd,
+                vm_event_fd=vm_event_fd,
+                client_event_fd=client_event_fd,
+                configuration=configuration,
+                ring_bytes=request.ring_bytes,
+                spin=request.spin,
+                cpu_per_call_ns=plugin.cpu_per_call_ns,
+                start_cpu_ns=plugin.start_cpu_ns,
+                restart=RestartPolicy(
+                    request.restart_backoff_ns, request.restart_max_crashes, request.restart_window_ns
+                ),
+            ),
+            self._socket,
+            self._watchdog,
+        )
+        self._vms[request.vm_id] = vm
+        vm.start()
+
+    def _close_vm(self, request: control.CloseVm, _fds: tuple[int, ...]) -> None:
+        vm = self._vms.pop(request.vm_id, None)
+        if vm is None:
+            raise WorkerError(f"cannot close VM {request.vm_id}: there is none")
+        vm.close()
+        # A call that runs asks its watch only when the epoch moves.
+        self._engine.increment_epoch()
+
+    def _ping(self, request: control.Ping, _fds: tuple[int, ...]) -> None:
+        self._socket.send(
+            pong=control.Pong(number=request.number, vms=[vm.usage() for vm in self._vms.values()])
+        )
