@@ -1,0 +1,102 @@
+"""``sandboxd envoy-config``: the Envoy configuration that fits the policies."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sandboxd.commands.common import Subparsers, add_config_arguments, cache_directory, config_of, policies_of
+from sandboxd.commands.envoy_filters import CLUSTER, bootstrap, cluster, http_filter
+from sandboxd.config import DaemonConfig, TcpListen, UnixListen
+from sandboxd.errors import ConfigError, PolicyError
+from sandboxd.supervisor.prepare import prepare_plugin
+
+_HEAD = """\
+# Envoy configuration for sandboxd, written by `sandboxd envoy-config`.
+# One filter per plugin. A filter serves the listener or route that lists it: put each where its tenant's
+# traffic is.
+"""
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "envoy-config",
+        help="print the Envoy filters and cluster that fit the policies",
+        description="Print Envoy's HTTP filters (one per plugin) and the cluster that holds all fronts. The"
+        " modes follow from the callbacks of each module.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "policies", metavar="POLICY", nargs="*", type=Path, help="files or directories; default: the daemon's"
+    )
+    parser.add_argument("--fronts", metavar="N", type=int, help="front processes; instead of the file's")
+    parser.add_argument(
+        "--transport", choices=("ext_proc",), default="ext_proc", help="how Envoy reaches sandboxd"
+    )
+    parser.add_argument(
+        "--bootstrap", action="store_true", help="print a whole configuration with a listener, to try"
+    )
+    parser.add_argument(
+        "--cache-directory", metavar="DIR", type=Path, help="compiled modules (default: the user's)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the configuration."""
+    config = config_of(args)
+    policies, errors = policies_of(args.policies or [config.policies])
+    if errors:
+        raise errors[0]
+    if not policies:
+        raise PolicyError("there is no policy file", path=str(config.policies))
+    cache = args.cache_directory or cache_directory()
+    filters = []
+    for policy in policies:
+        for plugin in policy.plugins:
+            prepared = prepare_plugin(plugin, cache)
+            filters.append(
+                http_filter(
+                    policy.tenant,
+                    plugin,
+                    callbacks=prepared.manifest.granted_callbacks,
+                    functions=prepared.imported_functions,
+                )
+            )
+    fronts = cluster(addresses(config, args.fronts or config.front.processes))
+    if args.bootstrap:
+        print(_HEAD + _yaml(bootstrap(filters, [fronts])), end="")
+    else:
+        print(_HEAD + _yaml({"http_filters": filters, "clusters": [fronts]}), end="")
+    return 0
+
+
+def addresses(config: DaemonConfig, processes: int) -> list[str | tuple[str, int]]:
+    """
+    Return where the fronts listen: paths of Unix sockets if there are any, else host and port.
+
+    Raises:
+        ConfigError: the daemon listens for single tenants alone.
+    """
+    for listen in config.front.listen:
+        if isinstance(listen, UnixListen):
+            return [str(listen.path(index)) for index in range(processes)]
+    for listen in config.front.listen:
+        if isinstance(listen, TcpListen):
+            return [(listen.host, listen.port)]
+    raise ConfigError(f"names no socket for cluster {CLUSTER}", path=config.source_path, key="front.listen")
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes equal objects in full instead of as anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's signature)
+        return True

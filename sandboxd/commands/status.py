@@ -1,0 +1,155 @@
+"""``sandboxd status``: how the running daemon is, for a person or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of
+from sandboxd.log import one_line
+from sandboxd.protos import admin_pb2 as admin
+
+STATUS_TIMEOUT_S = 10.0
+Json = dict[str, Any]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "status",
+        help="show tenants, plugins, VMs and processes of the running daemon",
+        description="Show tenants, plugins, VMs and processes of the running daemon. Exit status 1 if "
+        "something does not run as its policy says.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the daemon and print its answer."""
+    from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
+
+    request = admin.AdminRequest(command=admin.ADMIN_COMMAND_STATUS)
+    body = call(admin_socket(config_of(args)), request, STATUS_TIMEOUT_S)
+    if args.json:
+        print(json.dumps(body, indent=2))
+    else:
+        print("\n".join(lines(body, Colours())))
+    return 0 if is_well(body) else 1
+
+
+def is_well(body: Json) -> bool:
+    """Return whether every tenant, front and policy file is as it should be."""
+    tenants = all(tenant["state"] == "running" and not tenant["last_error"] for tenant in body["tenants"])
+    return tenants and not body["policy_errors"] and all(front["ready"] for front in body["fronts"])
+
+
+def lines(body: Json, colours: Colours) -> Iterator[str]:
+    """Yield the human form."""
+    yield (
+        f"sandboxd {body['version']}  pid {body['pid']}  up {_duration(body['uptime_s'])}"
+        f"  {_size(body['rss_bytes'])}  policies {body['policies']}"
+    )
+    if missing := body["cgroup"]["missing"]:
+        yield f"{colours.yellow}No cgroups{colours.off}: {one_line(missing, 500)}"
+    yield ""
+    yield from table(
+        ("FRONT", "PID", "UP", "MEMORY", "CPU", "STREAMS", "ADDRESSES"),
+        [_front_row(front) for front in body["fronts"]],
+    )
+    yield ""
+    yield from table(
+        ("TENANT", "STATE", "WORKER", "UP", "MEMORY", "CPU", "RESTARTS", "STREAMS", "CRASHES"),
+        [_tenant_row(tenant) for tenant in body["tenants"]],
+    )
+    yield ""
+    plugins = [_plugin_row(tenant, plugin) for tenant in body["tenants"] for plugin in tenant["plugins"]]
+    yield from table(("PLUGIN", "ABI", "MODULE", "VMS", "GUEST MEMORY", "STREAMS", "CRASHES", "CPU"), plugins)
+    problems = list(_problems(body))
+    if problems:
+        yield ""
+        yield f"{colours.red}Problems{colours.off}"
+        yield from (f"  {problem}" for problem in problems)
+
+
+def _front_row(front: Json) -> tuple[str, ...]:
+    return (
+        str(front["index"]),
+        str(front["pid"]),
+        _duration(front["uptime_s"]),
+        _size(front["rss_bytes"]),
+        f"{front['cpu_s']:.1f}s",
+        str(front["streams"]),
+        " ".join(front["addresses"]) or "starting",
+    )
+
+
+def _tenant_row(tenant: Json) -> tuple[str, ...]:
+    worker = tenant["worker"]
+    vms = [vm for plugin in tenant["plugins"] for vm in plugin["vms"]]
+    return (
+        tenant["tenant"],
+        tenant["state"],
+        str(worker["pid"]) if worker else "-",
+        _duration(worker["uptime_s"]) if worker else "-",
+        _size(worker["rss_bytes"]) if worker else "-",
+        f"{worker['cpu_s']:.1f}s" if worker else "-",
+        str(tenant["restarts"]),
+        str(sum(vm["streams"] for vm in vms)),
+        str(sum(vm["crashes"] for vm in vms)),
+    )
+
+
+def _plugin_row(tenant: Json, plugin: Json) -> tuple[str, ...]:
+    vms = plugin["vms"]
+    running = sum(vm["state"] == "running" for vm in vms)
+    return (
+        f"{tenant['tenant']}/{plugin['plugin']}",
+        plugin["abi"] or "-",
+        plugin["module_sha256"][:12],
+        f"{running}/{len(vms)}",
+        _size(sum(vm["guest_memory_bytes"] for vm in vms)),
+        str(sum(vm["streams"] for vm in vms)),
+        str(sum(vm["crashes"] for vm in vms)),
+        f"{sum(vm['cpu_ms'] for vm in vms):.0f}ms",
+    )
+
+
+def _problems(body: Json) -> Iterator[str]:
+    for error in body["policy_errors"].values():
+        yield one_line(error, 1000)
+    for tenant in body["tenants"]:
+        if tenant["last_error"]:
+            yield f"tenant {tenant['tenant']}: {one_line(tenant['last_error'], 1000)}"
+        for plugin in tenant["plugins"]:
+            for failure in plugin["last_failures"][-2:]:
+                where = f" in {failure['callback']}" if failure["callback"] else ""
+                text = f"{failure['time']} {failure['cause']}{where}: {failure['message']}"
+                yield f"{tenant['tenant']}/{plugin['plugin']}: {one_line(text, 300)}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table's lines, columns as wide as they need."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 10 * 1024:
+            return f"{count} {unit}"
+        count //= 1024
+    return f"{count} GiB"

@@ -1,0 +1,307 @@
+"""
+The daemon: puts fronts, tenants, the operator's socket and systemd together, and runs until it is told to
+stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import sandboxd
+from sandboxd import log
+from sandboxd.config import DaemonConfig, LogLevel
+from sandboxd.errors import ConfigError, OperatorError, PolicyError, SandboxdError, WorkerError
+from sandboxd.jail.cgroup import read_cgroup_facts
+from sandboxd.policy.load import PolicyDirectory, load_directory
+from sandboxd.policy.model import TenantPolicy
+from sandboxd.protos import admin_pb2 as admin
+from sandboxd.supervisor import status
+from sandboxd.supervisor.admin import AdminServer
+from sandboxd.supervisor.cgroups import Cgroups
+from sandboxd.supervisor.deployment import Settings
+from sandboxd.supervisor.fronts import FRONT_REFUSED, Front, Fronts
+from sandboxd.supervisor.launch import WorkerSpec
+from sandboxd.supervisor.logs import FrontLogs
+from sandboxd.supervisor.notify import Notifier
+from sandboxd.supervisor.pool import Pool
+from sandboxd.supervisor.prepare import PreparedTenant, our_code, prepare_tenant
+from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory
+from sandboxd.supervisor.tenant import Services
+from sandboxd.supervisor.zygote import FrontMain, Zygote
+
+_log = logging.getLogger(__name__)
+
+FRONTS_READY_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 30.0
+"""How long streams of an older version may go on after a reload."""
+STOP_GRACE_S = 10.0
+"""How long streams may go on after SIGTERM; systemd's own limit is 90 s."""
+WORKER_THREADS = 2
+"""Of a worker beside its VMs: the main thread and the CPU watchdog."""
+GUEST_LEVELS = {LogLevel.DEBUG: 0, LogLevel.INFO: 2, LogLevel.WARNING: 3, LogLevel.ERROR: 4}
+"""Proxy-Wasm's level for each of ours: a guest's lines below it are not even sent."""
+LOOKS_PER_US = 200
+"""Empty looks at a ring per microsecond of spinning: one takes about 5 ns."""
+
+
+def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
+    """
+    Run the daemon until SIGTERM or SIGINT; return the exit status.
+
+    Args:
+        config: the daemon's file.
+        front_main: runs one front; the gRPC one if None.
+
+    Raises:
+        ConfigError: directories or sockets cannot be had.
+        PolicyError: the policy directory cannot be read.
+    """
+    log.configure(config.log.level, config.log.format)
+    loaded = load_directory(config.policies)
+    runtime = RuntimeDirectory(config.runtime_directory)
+    keys = RedactionKeys(config.state_directory)
+    our_code()  # built once, before anybody waits for it
+    cgroups = Cgroups.take(read_cgroup_facts())  # while we are alone in ours
+    if not cgroups.live:
+        _log.warning("tenants have no cgroups: %s", cgroups.reason)
+    logs = FrontLogs()
+    zygote = Zygote(front_main or functools.partial(_front_main, config))
+    logs.fronts_can_be_forked()
+    try:
+        return asyncio.run(Daemon(config, runtime, keys, zygote, cgroups).run(loaded))
+    finally:
+        zygote.close()
+        runtime.close()
+        logs.close()
+
+
+def _front_main(config: DaemonConfig, index: int, control: socket.socket) -> None:
+    # Only here, in the forked child: the supervisor itself never loads gRPC.
+    from sandboxd.front.server import serve_front  # noqa: PLC0415
+
+    try:
+        serve_front(index, control, config)
+    except SandboxdError as error:
+        _log.critical("%s", error)
+        sys.exit(FRONT_REFUSED)
+
+
+class Daemon:
+    """
+    Args:
+        config: the daemon's file.
+        runtime: its locked runtime directory.
+        keys: the tenants' redaction keys.
+        zygote: forked already.
+        cgroups: taken over already, or not to be had.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        runtime: RuntimeDirectory,
+        keys: RedactionKeys,
+        zygote: Zygote,
+        cgroups: Cgroups,
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._zygote = zygote
+        self._cgroups = cgroups
+        self._notifier = Notifier()
+        self._admin_path = runtime.admin_socket
+        self._uids: dict[str, int] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._exit_status = 0
+
+    async def run(self, loaded: PolicyDirectory) -> int:
+        """Start everything, serve, stop everything; return the exit status."""
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._stop = asyncio.Event()
+        self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
+        self.fronts = Fronts(self._zygote, self._config.front.processes, self)
+        self.pool = Pool(self._services())
+        server = AdminServer(self._admin_path, self._handle)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._sighup)
+        await server.start()
+        try:
+            self.fronts.start()
+            await self._start(loaded)
+            await self._stop.wait()
+        finally:
+            self._notifier.stopping()
+            _log.info("stopping")
+            await server.stop()
+            await self.fronts.drain(STOP_GRACE_S)
+            await self.pool.stop()
+            for task in self._background:
+                task.cancel()
+        return self._exit_status
+
+    async def _start(self, loaded: PolicyDirectory) -> None:
+        starting = self._spawn(self._start_serving(loaded))
+        stopping = self._loop.create_task(self._stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if starting.done():
+            starting.result()
+
+    async def _start_serving(self, loaded: PolicyDirectory) -> None:
+        if not await self.fronts.wait_ready(FRONTS_READY_TIMEOUT_S):
+            raise WorkerError("the front processes did not start; their errors are in the log above")
+        await self.pool.apply(loaded)
+        self._notifier.ready(self._summary())
+        _log.info("ready: %s", self._summary())
+        if self._notifier.watchdog_s:
+            self._spawn(self._watchdog(self._notifier.watchdog_s / 3))
+
+    def _services(self) -> Services:
+        spin = self._config.worker.spin_us * LOOKS_PER_US if len(os.sched_getaffinity(0)) > 1 else 0
+        return Services(
+            fronts=self.fronts,
+            settings=Settings(
+                self._config.channel.ring_bytes, spin, DRAIN_TIMEOUT_S, GUEST_LEVELS[self._config.log.level]
+            ),
+            prepare=self._prepare,
+            redaction_key=self._keys.of,
+            worker_spec=self._worker_spec,
+        )
+
+    async def _prepare(self, policy: TenantPolicy) -> PreparedTenant:
+        self._check_threads(policy)
+        async with self._compilers:
+            return await asyncio.to_thread(prepare_tenant, policy, self._config.cache_directory)
+
+    def _check_threads(self, policy: TenantPolicy) -> None:
+        """A worker that runs into its limit of threads would die at its start, again and again."""
+        needed = len(policy.plugins) * self._config.front.processes + WORKER_THREADS
+        if needed > policy.isolation.pids:
+            raise PolicyError(
+                f"is too small: {len(policy.plugins)} plugins on {self._config.front.processes} fronts"
+                f" need {needed} threads",
+                path=policy.source_path,
+                key="isolation.pids",
+            )
+
+    def _worker_spec(self, policy: TenantPolicy) -> WorkerSpec:
+        cgroup = self._cgroups.worker(policy)
+        if os.geteuid() != 0:
+            return WorkerSpec(policy.tenant, cgroup=cgroup)
+        uid = self._uids.setdefault(policy.tenant, self._config.worker.uid_base + len(self._uids))
+        # Two workers of one tenant run side by side while a version replaces another.
+        processes = 2 * policy.isolation.pids
+        return WorkerSpec(policy.tenant, uid=uid, gid=uid, max_processes=processes, cgroup=cgroup)
+
+    # --- FrontListener ---
+
+    def front_ready(self, front: Front) -> None:
+        """Give a front its channels."""
+        _log.info("front %d (pid %d) serves on %s", front.index, front.pid, ", ".join(front.addresses))
+        self.pool.fronts_changed(front)
+
+    def front_gone(self, front: Front) -> None:
+        """Close what a dead front had open."""
+        _log.debug("front %d (pid %d) is gone", front.index, front.pid)
+        self.pool.fronts_changed()
+
+    def channel_broken(self, channel_id: int, reason: str) -> None:
+        """Kill the worker behind a broken channel."""
+        self.pool.channel_broken(channel_id, log.one_line(reason, 512))
+
+    def channel_drained(self, channel_id: int) -> None:
+        """No stream uses the channel any more."""
+        self.pool.channel_drained(channel_id)
+
+    def front_refused(self, index: int) -> None:
+        """Stop: what front said about its sockets or certificates is in the log, and will not change."""
+        _log.critical("front %d cannot serve", index)
+        self._exit_status = 2
+        self._stop.set()
+
+    def zygote_gone(self) -> None:
+        """Stop: fronts could not be replaced any more, and the service manager can start all anew."""
+        self._exit_status = 1
+        self._stop.set()
+
+    # --- commands ---
+
+    def _sighup(self) -> None:
+        self._spawn(self._reload())
+
+    async def _reload(self) -> dict[str, Any]:
+        self._notifier.reloading()
+        try:
+            loaded = await asyncio.to_thread(load_directory, self._config.policies)
+            results = await self.pool.apply(loaded)
+        except OperatorError as error:
+            _log.error("reload: %s", error)
+            raise
+        finally:
+            self._notifier.ready(self._summary())
+        for name, result in sorted(results.items()):
+            if result["result"] != "unchanged":
+                _log.info("reload: %s: %s", name, result["result"])
+        return {"results": results}
+
+    async def _handle(self, request: admin.AdminRequest) -> dict[str, Any]:
+        match request.command:
+            case admin.ADMIN_COMMAND_STATUS:
+                return await self._status()
+            case admin.ADMIN_COMMAND_RELOAD:
+                return await self._reload()
+            case admin.ADMIN_COMMAND_RESTART:
+                if request.tenant and request.tenant not in self.pool.tenants:
+                    known = tuple(sorted(self.pool.tenants))
+                    raise ConfigError(f"there is no tenant {log.one_line(request.tenant, 80)}", allowed=known)
+                return {"results": await self.pool.restart(request.tenant)}
+        raise ConfigError("this daemon does not know the command")
+
+    async def _status(self) -> dict[str, Any]:
+        await asyncio.gather(*(front.refresh(0.5) for front in self.fronts.ready.values()))
+        now_s = self._loop.time()
+        return {
+            "version": sandboxd.__version__,
+            "pid": os.getpid(),
+            "uptime_s": round(now_s - self._started_s, 1),
+            "policies": str(self._config.policies),
+            "policy_errors": self.pool.file_errors,
+            "cgroup": self._cgroups.status(),
+            "front_restarts": self.fronts.restarts,
+            "fronts": status.fronts_status(self.fronts, self.pool, now_s),
+            "tenants": status.pool_status(self.pool, now_s),
+            **status.process_usage(os.getpid()),
+        }
+
+    def _summary(self) -> str:
+        running = sum(tenant.state == "running" for tenant in self.pool.tenants.values())
+        bad = f", {len(self.pool.file_errors)} bad policy files" if self.pool.file_errors else ""
+        return f"{running} of {len(self.pool.tenants)} tenants run, {len(self.fronts.ready)} fronts{bad}"
+
+    # --- tasks ---
+
+    async def _watchdog(self, period_s: float) -> None:
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(period_s)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OperatorError | WorkerError):
+            _log.error("a task of the supervisor failed", exc_info=error)

@@ -1,0 +1,269 @@
+"""
+The supervisor's side of the front processes: forked through the zygote, watched, replaced when they die.
+
+Fronts are trusted, so their frames are read as they are; their order is still checked, to find our own bugs
+early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Protocol
+
+from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import exits, frames
+from sandboxd.supervisor.backoff import Backoff
+from sandboxd.supervisor.outbox import Outbox, OutboxFullError
+from sandboxd.supervisor.zygote import Report, Zygote
+
+_log = logging.getLogger(__name__)
+
+STATUS_PERIOD_S = 2.0
+STATUS_TIMEOUT_S = 30.0
+"""A front whose event loop is silent for so long is replaced."""
+FRAMES_PER_TURN = 64
+FRONT_REFUSED = 2
+"""Exit status of a front that the operator's configuration keeps from serving."""
+
+
+class FrontListener(Protocol):
+    """Who wants to know about fronts."""
+
+    def front_ready(self, front: Front) -> None:
+        """A front serves; it has no channels yet."""
+
+    def front_gone(self, front: Front) -> None:
+        """A front died; its channels have no client any more."""
+
+    def channel_broken(self, channel_id: int, reason: str) -> None:
+        """A VM broke its channel's rules."""
+
+    def channel_drained(self, channel_id: int) -> None:
+        """No stream uses the channel any more."""
+
+    def front_refused(self, index: int) -> None:
+        """A front cannot serve with this configuration; it has logged why."""
+
+    def zygote_gone(self) -> None:
+        """No front can be forked any more."""
+
+
+class Front:
+    """One front process, from the request to fork it to the end of its control socket."""
+
+    def __init__(self, owner: Fronts, index: int) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self.index = index
+        self.pid = 0
+        self.addresses: tuple[str, ...] = ()
+        self.counters_json = "{}"
+        self.is_ready = False
+        self.started_s = self._loop.time()
+        self._status_number = 0
+        self._last_word_s = self._loop.time()
+        with frames.Pair() as pair:
+            self._socket = pair.ours
+            owner.zygote.ask(index, pair.theirs)
+        self._socket.setblocking(False)
+        self._outbox = Outbox(self._loop, self._socket)
+        self._loop.add_reader(self._socket, self._readable)
+        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
+        self._status_waiters: list[asyncio.Future[None]] = []
+
+    def send(self, frame: control.ToFront, fds: Sequence[int] = ()) -> None:
+        """Send a frame; a front that does not read is replaced."""
+        try:
+            self._outbox.send(frame, fds)
+        except OutboxFullError as error:
+            self.kill(str(error))
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL; the end of its socket follows."""
+        _log.error("front %d (pid %d) is killed: it %s", self.index, self.pid, reason)
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def refresh(self, timeout_s: float) -> None:
+        """Ask for fresh counters; returns when they are here or the time is over."""
+        waiter = self._loop.create_future()
+        self._status_waiters.append(waiter)
+        self._ask_status()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(waiter, timeout_s)
+
+    def close(self) -> None:
+        """Close our end, which ends the front."""
+        self._timer.cancel()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._outbox.close()
+            self._socket.close()
+
+    def forked(self, pid: int) -> None:
+        """Take note of the process; its own first word may have come before the zygote's."""
+        self.pid = pid
+        if self.addresses:
+            self._now_ready()
+
+    def _now_ready(self) -> None:
+        if self.pid and not self.is_ready:
+            self.is_ready = True
+            self._owner.listener.front_ready(self)
+
+    def _ask_status(self) -> None:
+        self._status_number += 1
+        self.send(control.ToFront(status=control.FrontStatusRequest(number=self._status_number)))
+
+    def _pulse(self) -> None:
+        if self._loop.time() - self._last_word_s > STATUS_TIMEOUT_S:
+            self.kill("does not answer")
+            return
+        self._ask_status()
+        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
+
+    def _readable(self) -> None:
+        for _ in range(FRAMES_PER_TURN):
+            try:
+                data = frames.receive_plain(self._socket)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                self._owner.ended(self)
+                return
+            self._last_word_s = self._loop.time()
+            self._handle(control.FromFront.FromString(data))
+
+    def _handle(self, frame: control.FromFront) -> None:
+        listener = self._owner.listener
+        match frame.WhichOneof("frame"):
+            case "ready":
+                self.addresses = tuple(frame.ready.addresses)
+                self._now_ready()
+            case "status":
+                self.counters_json = frame.status.counters_json
+                for waiter in self._status_waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                self._status_waiters.clear()
+            case "channel_broken":
+                listener.channel_broken(frame.channel_broken.channel_id, frame.channel_broken.reason)
+            case "channel_drained":
+                listener.channel_drained(frame.channel_drained.channel_id)
+
+
+class Fronts:
+    """All fronts. `ready` holds those that serve, by index."""
+
+    def __init__(self, zygote: Zygote, count: int, listener: FrontListener) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.zygote = zygote
+        self.listener = listener
+        self.count = count
+        self.restarts = 0
+        self._fronts: dict[int, Front] = {}
+        self._backoffs = [Backoff() for _ in range(count)]
+        self._all_ready = asyncio.Event()
+        self._stopping = False
+        self._gone: asyncio.Event = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    @property
+    def ready(self) -> dict[int, Front]:
+        """Fronts that serve."""
+        return {index: front for index, front in self._fronts.items() if front.is_ready}
+
+    @property
+    def all(self) -> list[Front]:
+        """Fronts that serve or are on their way, by index."""
+        return [self._fronts[index] for index in sorted(self._fronts)]
+
+    def start(self) -> None:
+        """Have all fronts forked."""
+        self.zygote.socket.setblocking(False)
+        self._loop.add_reader(self.zygote.socket, self._zygote_readable)
+        for index in range(self.count):
+            self._start_one(index)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until every front serves; False: some did not in time."""
+        deadline_s = self._loop.time() + timeout_s
+        while len(self.ready) < self.count and self._loop.time() < deadline_s:
+            await asyncio.sleep(0.02)
+        return len(self.ready) == self.count
+
+    async def drain(self, timeout_s: float) -> None:
+        """Ask all fronts to end when their streams have, wait, then close them."""
+        self._stopping = True
+        for timer in self._timers:
+            timer.cancel()
+        for front in self.all:
+            front.send(control.ToFront(drain=control.Drain()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._fronts:
+                    self._gone.clear()
+                    await self._gone.wait()
+        for front in self.all:
+            front.close()
+        self._loop.remove_reader(self.zygote.socket)
+
+    def ended(self, front: Front) -> None:
+        """A front's control socket ended: replace it."""
+        if self._fronts.get(front.index) is not front:
+            return
+        del self._fronts[front.index]
+        self._gone.set()
+        self.listener.front_gone(front)
+        if self._stopping:
+            return
+        if front.pid:  # it may have closed its socket without dying
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(front.pid, signal.SIGKILL)
+        self.restarts += 1
+        # Not at once: the zygote's word on how it ended may be that a new one is no use.
+        delay_s = max(0.05, self._backoffs[front.index].failed(self._loop.time()))
+        _log.error("front %d (pid %d) is gone; a new one starts in %.1f s", front.index, front.pid, delay_s)
+        self._timers.add(self._loop.call_later(delay_s, self._start_one, front.index))
+
+    def _start_one(self, index: int) -> None:
+        if self._stopping:
+            return
+        try:
+            self._fronts[index] = Front(self, index)
+        except OSError as error:
+            _log.critical("no front can be forked: %s", error)
+            self.listener.zygote_gone()
+
+    def _zygote_readable(self) -> None:
+        try:
+            report = self.zygote.report()
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            report = None
+        if report is None:
+            self._loop.remove_reader(self.zygote.socket)
+            if not self._stopping:
+                _log.critical("the zygote is gone: fronts cannot be replaced any more")
+                self.listener.zygote_gone()
+            return
+        kind, index, pid, status = report
+        if kind is Report.EXITED:
+            if not self._stopping:
+                _log.error("front %d (pid %d) %s", index, pid, exits.sentence(status))
+                if status == FRONT_REFUSED:
+                    self.listener.front_refused(index)
+            return
+        front = self._fronts.get(index)
+        if front is not None and front.pid == 0:
+            front.forked(pid)

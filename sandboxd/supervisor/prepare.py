@@ -1,0 +1,169 @@
+"""
+From a policy to what a worker can run: modules verified and compiled, in sealed memory files. Blocking; no
+asyncio.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandboxd import limits
+from sandboxd.channel.memfd import create_blob
+from sandboxd.compiler.client import CompileSettings, HostCode, compile_module, host_code
+from sandboxd.errors import ModuleRejected, PolicyError, SandboxdError
+from sandboxd.policy.load import verify_module
+from sandboxd.policy.model import PluginPolicy, TenantPolicy
+from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor.hostcore_config import vm_config
+from sandboxd.vm import config_blob
+from sandboxd.vm.artefacts import Manifest
+from sandboxd.vm.link import Binding
+
+COMPILE_TIMEOUT_S = 120.0
+"""Go's modules, the largest common ones, take about five seconds on one slow core."""
+
+
+class Blob:
+    """A sealed memory file that closes itself when nobody holds it any more."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.fd = create_blob(name, data)
+        weakref.finalize(self, os.close, self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPlugin:
+    """A plugin whose module is compiled."""
+
+    policy: PluginPolicy
+    manifest: Manifest
+    bundle: Blob = field(repr=False)
+
+    @property
+    def imported_functions(self) -> tuple[str, ...]:
+        """Granted host functions that the module imports."""
+        found = {item.name for item in self.manifest.imports if item.binding is Binding.HOST}
+        return tuple(sorted(found))
+
+    def load_request(self, plugin_id: int) -> control.LoadPlugin:
+        """Return the frame that has a worker load it."""
+        asked = self.policy.limits
+        return control.LoadPlugin(
+            plugin_id=plugin_id,
+            name=self.policy.name,
+            memory_bytes=self.policy.vm.memory_bytes,
+            cpu_per_call_ns=asked.cpu_per_call_ns,
+            start_cpu_ns=asked.start_time_ns,
+        )
+
+    def open_request(self, vm_id: int, plugin_id: int, ring_bytes: int, spin: int) -> control.OpenVm:
+        """Return the frame that has a worker start a VM."""
+        restart = self.policy.failure.restart
+        return control.OpenVm(
+            vm_id=vm_id,
+            plugin_id=plugin_id,
+            ring_bytes=ring_bytes,
+            spin=spin,
+            restart_backoff_ns=restart.backoff_ms * limits.MS_NS,
+            restart_max_crashes=restart.max_crashes,
+            restart_window_ns=restart.window_ms * limits.MS_NS,
+        )
+
+    def configuration(self, ring_bytes: int, log_level: int = 0) -> Blob:
+        """Return the configuration blob of one VM, with fresh entropy; ``log_level`` as for `vm_config`."""
+        data = config_blob.encode(
+            vm_config(self.policy, self.manifest, ring_bytes, log_level),
+            entropy=secrets.token_bytes(config_blob.ENTROPY_BYTES),
+            start_time_ns=time.time_ns(),
+        )
+        return Blob("configuration", data)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginProblem:
+    """Why a plugin cannot be run."""
+
+    text: str
+    permanent: bool
+    """It will be the same next time: the module or the policy has to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTenant:
+    """One version of a tenant."""
+
+    policy: TenantPolicy
+    text: Blob
+    """The policy file's text, for the fronts."""
+    plugins: Mapping[str, PreparedPlugin]
+    problems: Mapping[str, PluginProblem]
+    """By plugin name; disjoint from `plugins`."""
+
+
+def policy_text(policy: TenantPolicy) -> str:
+    """
+    Return the text that a policy was read from.
+
+    Raises:
+        PolicyError: the file is another one by now.
+    """
+    path = Path(policy.source_path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if hashlib.sha256(text.encode()).hexdigest() != policy.digest:
+        raise PolicyError("changed while it was being loaded; reload again", path=policy.source_path)
+    return text
+
+
+@functools.cache
+def our_code() -> HostCode:
+    """Return hostcore and membrane, read (and if need be built) once."""
+    return host_code()
+
+
+def prepare_plugin(plugin: PluginPolicy, cache_directory: Path | None) -> PreparedPlugin:
+    """
+    Verify and compile a plugin's module.
+
+    Raises:
+        ModuleRejected: the module cannot be used; it will be the same next time.
+        SandboxdError: it could not be compiled this time.
+    """
+    bundle = compile_module(
+        verify_module(plugin.module),
+        CompileSettings(granted=plugin.capabilities, memory_bytes=plugin.vm.memory_bytes),
+        timeout_s=COMPILE_TIMEOUT_S,
+        cache_directory=cache_directory,
+        host=our_code(),
+    )
+    return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data))
+
+
+def prepare_tenant(policy: TenantPolicy, cache_directory: Path | None) -> PreparedTenant:
+    """
+    Compile all plugins of a tenant; one that cannot be compiled does not keep the others from running.
+
+    Raises:
+        PolicyError: the policy file changed after it was loaded.
+    """
+    text = Blob("policy", policy_text(policy).encode())
+    plugins: dict[str, PreparedPlugin] = {}
+    problems: dict[str, PluginProblem] = {}
+    for plugin in policy.plugins:
+        try:
+            plugins[plugin.name] = prepare_plugin(plugin, cache_directory)
+        except ModuleRejected as error:
+            problems[plugin.name] = PluginProblem(str(error), permanent=True)
+        except SandboxdError as error:
+            problems[plugin.name] = PluginProblem(str(error), permanent=False)
+    return PreparedTenant(policy, text, plugins, problems)

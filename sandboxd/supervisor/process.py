@@ -1,0 +1,271 @@
+"""
+One worker process in the supervisor's event loop: its life, its control socket, its pulse.
+
+Everything runs in the loop's thread. What the worker says is checked by `worker_protocol`; whatever does not
+pass, and whatever comes too fast, ends the worker. Callers get events and, exactly once, `on_exit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+
+from sandboxd.errors import JailError, WorkerError
+from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
+from sandboxd.supervisor.outbox import Outbox, OutboxFullError
+from sandboxd.supervisor.worker_protocol import Event, VmState, VmView, WorkerView
+
+_log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 30.0
+"""From exec to WorkerReady; Python and the engine load in about a second on an idle machine."""
+PING_PERIOD_S = 1.0
+PONG_TIMEOUT_S = 8.0
+"""A main thread that is silent for so long is stuck for good: it does nothing that takes a second."""
+STOP_GRACE_S = 2.0
+"""From closing the control socket to SIGKILL."""
+FRAMES_PER_SECOND = 2000
+FRAMES_BURST = 20_000
+"""A worker with 64 plugins x 32 fronts says 2000 things at its start."""
+FRAMES_PER_TURN = 64
+STDERR_TAIL_BYTES = 4096
+
+
+class WorkerProcess:
+    """
+    A worker from exec to exit.
+
+    Args:
+        spec: what it makes of itself.
+        on_event: called with each checked event.
+        on_exit: called once with the operator's sentence when the process is gone.
+    """
+
+    def __init__(
+        self, spec: launch.WorkerSpec, on_event: Callable[[Event], None], on_exit: Callable[[str], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self.view = WorkerView()
+        self.started_s = self._loop.time()
+        self.killed_for = ""
+        self.stopping = False
+        self.exited = False
+        self.layers: tuple[str, ...] = ()
+        self.name = spec.tenant
+        self._stderr_tail = b""
+        self._allowance = float(FRAMES_BURST)
+        self._allowance_s = self._loop.time()
+        self._last_pong_s = self._loop.time()
+        self.cgroup = spec.cgroup
+        with frames.Pair() as pair:
+            self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
+            self._enter_cgroup(pair.ours)
+            self._socket = pair.ours
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._socket.setblocking(False)
+        self._outbox = Outbox(self._loop, self._socket)
+        assert self._process.stderr is not None
+        self._stderr_fd = self._process.stderr.fileno()
+        os.set_blocking(self._stderr_fd, False)
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._loop.add_reader(self._socket, self._readable)
+        self._loop.add_reader(self._stderr_fd, self._stderr_readable)
+        self._timer = self._loop.call_later(READY_TIMEOUT_S, self.kill, "was not ready in time")
+        self.send(spec.setup())
+
+    # --- its cgroup ---
+
+    def _enter_cgroup(self, control_socket: socket.socket) -> None:
+        if self.cgroup is None:
+            return
+        try:
+            self.cgroup.enter(self._process.pid)
+        except JailError:
+            self._process.kill()
+            self._process.communicate()
+            control_socket.close()
+            self._leave_cgroup()
+            raise
+
+    def _hold_cgroup(self) -> None:
+        """It is ready and has seen nothing of the tenant: all limits hold from here."""
+        if self.cgroup is None:
+            return
+        try:
+            self.cgroup.hold()
+        except JailError as error:
+            self.kill(f"cannot be limited: {error}")
+        else:
+            self.layers = (*self.layers, cgroups.LAYER)
+
+    def _leave_cgroup(self) -> None:
+        """Kill what is left in it, such as processes that the worker started, and remove it."""
+        if self.cgroup is not None:
+            self._removal = self._loop.create_task(self.cgroup.remove())
+
+    # --- what callers ask for ---
+
+    def load_plugin(self, request: control.LoadPlugin, bundle_fd: int) -> None:
+        """Have a plugin's artefact loaded; the answer is a `PluginLoaded` event."""
+        self.view.plugins[request.plugin_id] = False
+        self.send(control.ToWorker(load_plugin=request), (bundle_fd,))
+
+    def open_vm(self, request: control.OpenVm, fds: Sequence[int]) -> None:
+        """
+        Have a VM started on a channel; a `VmStarted` or `VmFailed` event follows. The descriptors stay ours.
+        """
+        self.view.vms[request.vm_id] = VmView(request.plugin_id)
+        self.send(control.ToWorker(open_vm=request), fds)
+
+    def close_vm(self, vm_id: int) -> None:
+        """Have a VM shut down; a `VmClosed` event follows."""
+        vm = self.view.vms.get(vm_id)
+        if vm is not None and vm.state is not VmState.CLOSING:
+            vm.state = VmState.CLOSING
+            self.send(control.ToWorker(close_vm=control.CloseVm(vm_id=vm_id)))
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL, now. `on_exit` follows when the kernel has cleaned up."""
+        if self.exited or self.killed_for:
+            return
+        self.killed_for = reason
+        _log.debug("tenant %s: worker %d is killed: it %s", self.name, self.pid, reason)
+        self._kill()
+
+    def stop(self) -> None:
+        """End the worker in peace: close its control socket, and kill it if it has not gone after a grace."""
+        if self.exited or self.stopping:
+            return
+        self.stopping = True
+        self._timer.cancel()
+        self._timer = self._loop.call_later(STOP_GRACE_S, self._kill)
+        self._close_socket()
+
+    def send(self, frame: control.ToWorker, fds: Sequence[int] = ()) -> None:
+        """Send a frame, or queue it; a worker that does not read is killed."""
+        try:
+            self._outbox.send(frame, fds)
+        except OutboxFullError as error:
+            self.kill(str(error))
+
+    # --- incoming, hostile ---
+
+    def _readable(self) -> None:
+        for _ in range(FRAMES_PER_TURN):  # then give the others of this loop a turn
+            try:
+                data = frames.receive_plain(self._socket)
+                if not data:
+                    self._end_of_socket()
+                    return
+                self._spend_allowance()
+                self._handle(self.view.feed(data))
+            except BlockingIOError:
+                return
+            except (WorkerError, frames.FrameTooLongError) as error:
+                self._loop.remove_reader(self._socket)
+                self.kill(str(error))
+                return
+            except OSError as error:
+                _log.debug("tenant %s: control socket of worker %d: %s", self.name, self.pid, error)
+                self._end_of_socket()
+                return
+            if self._socket.fileno() < 0:
+                return
+
+    def _end_of_socket(self) -> None:
+        self._close_socket()
+        if not self.stopping and not self.exited:
+            # It closed its socket or died; if it lives, give it a moment to say so by its exit status.
+            self._timer.cancel()
+            self._timer = self._loop.call_later(0.5, self.kill, "closed its control socket")
+
+    def _spend_allowance(self) -> None:
+        now_s = self._loop.time()
+        self._allowance = (
+            min(FRAMES_BURST, self._allowance + (now_s - self._allowance_s) * FRAMES_PER_SECOND) - 1
+        )
+        self._allowance_s = now_s
+        if self._allowance < 0:
+            raise WorkerError("floods its control socket")
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, worker_protocol.Ready):
+            self.layers = event.layers
+            self._hold_cgroup()
+            self._last_pong_s = self._loop.time()
+            self._timer.cancel()
+            self._timer = self._loop.call_later(PING_PERIOD_S, self._pulse)
+        elif isinstance(event, worker_protocol.Pong):
+            self._last_pong_s = self._loop.time()
+        elif isinstance(event, worker_protocol.WorkerFailed):
+            _log.error("tenant %s: worker %d gives up: %s", self.name, self.pid, event.message)
+            self._stderr_tail = event.message.encode()
+        self._on_event(event)
+
+    def _pulse(self) -> None:
+        silence_s = self._loop.time() - self._last_pong_s
+        if silence_s > PONG_TIMEOUT_S:
+            self.kill(f"did not answer for {silence_s:.0f} seconds")
+            return
+        self.view.last_ping += 1
+        self.send(control.ToWorker(ping=control.Ping(number=self.view.last_ping)))
+        self._timer = self._loop.call_later(PING_PERIOD_S, self._pulse)
+
+    def _stderr_readable(self) -> None:
+        try:
+            data = os.read(self._stderr_fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._stderr_tail = (self._stderr_tail + data)[-STDERR_TAIL_BYTES:]
+        else:
+            self._loop.remove_reader(self._stderr_fd)
+
+    # --- the end ---
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        return_code = self._process.wait()
+        self.exited = True
+        self._timer.cancel()
+        self._drain_socket()
+        self._close_socket()
+        self._stderr_readable()
+        self._loop.remove_reader(self._stderr_fd)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        text = exits.sentence(return_code, killed_for=self.killed_for)
+        if self.cgroup is not None and not self.killed_for:
+            text = self.cgroup.memory_death() or text
+        self._leave_cgroup()
+        words = exits.last_words(self._stderr_tail)
+        if words and not self.stopping:
+            text = f"{text}; its last words: {words}"
+        self._on_exit(text)
+
+    def _drain_socket(self) -> None:
+        """Hear what it said before it died: the reason is often there."""
+        if self._socket.fileno() >= 0 and not self.killed_for:
+            self._readable()
+
+    def _close_socket(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._outbox.close()
+            self._socket.close()

@@ -1,0 +1,131 @@
+"""What `sandboxd status` shows: the daemon's state as plain data for JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import psutil
+
+from sandboxd.supervisor.cgroups import usage_status
+from sandboxd.supervisor.deployment import Deployment
+from sandboxd.supervisor.fronts import Front, Fronts
+from sandboxd.supervisor.pool import Pool
+from sandboxd.supervisor.tenant import Tenant
+from sandboxd.supervisor.vms import Vm
+
+Json = dict[str, Any]
+
+
+def fronts_status(fronts: Fronts, pool: Pool, now_s: float) -> list[Json]:
+    """Describe the front processes."""
+    return [_front(front, _streams(pool, front), now_s) for front in fronts.all]
+
+
+def _streams(pool: Pool, front: Front) -> int:
+    deployments = [tenant.current for tenant in pool.tenants.values() if tenant.current is not None]
+    vms = [vm for deployment in deployments for vm in deployment.vms.values() if vm.front is front]
+    return sum(vm.usage.streams_open for vm in vms if vm.usage is not None)
+
+
+def _front(front: Front, streams: int, now_s: float) -> Json:
+    return {
+        "index": front.index,
+        "pid": front.pid,
+        "ready": front.is_ready,
+        "addresses": list(front.addresses),
+        "uptime_s": round(now_s - front.started_s, 1),
+        "streams": streams,
+        "counters": _counters(front.counters_json),
+        **process_usage(front.pid),
+    }
+
+
+def _counters(text: str) -> dict[str, Json]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return {str(key): value for key, value in found.items() if isinstance(value, dict)}
+    return {}
+
+
+def pool_status(pool: Pool, now_s: float) -> list[Json]:
+    """Describe the tenants, by name."""
+    return [_tenant(pool.tenants[name], now_s) for name in sorted(pool.tenants)]
+
+
+def _tenant(tenant: Tenant, now_s: float) -> Json:
+    deployment = tenant.current
+    policy = deployment.prepared.policy if deployment else tenant.policy
+    return {
+        "tenant": tenant.name,
+        "state": str(tenant.state),
+        "policy_path": policy.source_path if policy else "",
+        "policy_sha256": policy.digest if policy else "",
+        "last_error": tenant.last_error,
+        "restarts": tenant.restarts,
+        "draining_workers": [draining.worker.pid for draining in tenant.draining],
+        "worker": _worker(deployment, now_s) if deployment else None,
+        "plugins": _plugins(deployment) if deployment else [],
+    }
+
+
+def _worker(deployment: Deployment, now_s: float) -> Json:
+    worker = deployment.worker
+    return {
+        "pid": worker.pid,
+        "uptime_s": round(now_s - worker.started_s, 1),
+        "layers": list(worker.layers),
+        "cgroup": usage_status(worker.cgroup.usage()) if worker.cgroup else None,
+        **process_usage(worker.pid),
+    }
+
+
+def _plugins(deployment: Deployment) -> list[Json]:
+    return [_plugin(deployment, plugin.name) for plugin in deployment.prepared.policy.plugins]
+
+
+def _plugin(deployment: Deployment, name: str) -> Json:
+    policy = deployment.prepared.policy.plugin(name)
+    prepared = deployment.prepared.plugins.get(name)
+    vms = [vm for vm in deployment.vms.values() if vm.plugin == name]
+    failures = sorted((f for vm in vms for f in vm.failures), key=lambda failure: str(failure["time"]))
+    return {
+        "plugin": name,
+        "module": str(policy.module.path) if policy else "",
+        "module_sha256": policy.module.sha256 if policy else "",
+        "abi": prepared.manifest.abi.text if prepared else "",
+        "problem": deployment.problems.get(name, ""),
+        "load_ms": round(deployment.load_ns.get(name, 0) / 1e6, 2),
+        "vms": [_vm(deployment, vm) for vm in vms],
+        "last_failures": failures[-5:],
+    }
+
+
+def _vm(deployment: Deployment, vm: Vm) -> Json:
+    view = deployment.worker.view.vms.get(vm.vm_id)
+    usage = vm.usage
+    return {
+        "id": vm.vm_id,
+        "front": vm.front.index,
+        "state": str(view.state) if view else "closed",
+        "generation": view.generation if view else 0,
+        "start_ms": round(vm.start_ns / 1e6, 2),
+        "streams": usage.streams_open if usage else 0,
+        "heap_bytes": usage.heap_used_bytes if usage else 0,
+        "guest_memory_bytes": usage.guest_memory_bytes if usage else 0,
+        "cpu_ms": round(usage.cpu_ns / 1e6, 2) if usage else 0.0,
+        "crashes": view.crashes if view else 0,
+    }
+
+
+def process_usage(pid: int) -> Json:
+    """Return memory and CPU time of a process; zeros if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            return {"rss_bytes": process.memory_info().rss, "cpu_s": round(times.user + times.system, 2)}
+    except psutil.Error:
+        return {"rss_bytes": 0, "cpu_s": 0.0}

@@ -1,0 +1,22 @@
+"""What the tests of the commands share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def artefact_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache of compiled modules that all tests of a session share."""
+    return tmp_path_factory.mktemp("artefacts")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Return a directory whose path is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="sbx") as directory:
+        yield Path(directory)

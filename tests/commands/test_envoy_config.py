@@ -1,0 +1,143 @@
+"""``sandboxd envoy-config``: the modes that follow from a module, and that a real Envoy takes the result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sandboxd.cli import main
+from sandboxd.commands.envoy_filters import http_filter, processing_mode
+from sandboxd.demo.envoy import find_envoy
+from sandboxd.policy import capabilities as caps
+from sandboxd.policy.model import ModuleRef, PluginPolicy
+from tests.support.daemon_client import ADD_HEADER, RUST_HEADERS, policy_text
+
+HEADERS = {"proxy_on_context_create", "proxy_on_request_headers"}
+
+
+def mode(
+    callbacks: set[str], functions: set[str] = frozenset({"proxy_get_header_map_value"})
+) -> dict[str, str]:  # type: ignore[assignment]
+    """Return the processing mode of a plugin."""
+    return dict(processing_mode(caps.needs(frozenset(functions | callbacks), callbacks)))
+
+
+def test_only_what_is_needed_is_sent() -> None:
+    """A filter of request headers gets no more than that."""
+    assert mode(HEADERS) == {
+        "request_header_mode": "SEND",
+        "response_header_mode": "SKIP",
+        "request_body_mode": "NONE",
+        "response_body_mode": "NONE",
+        "request_trailer_mode": "SKIP",
+        "response_trailer_mode": "SKIP",
+    }
+
+
+def test_a_body_callback_gets_full_duplex_with_trailers() -> None:
+    """In the direction that has one."""
+    found = mode(HEADERS | {"proxy_on_response_body"}, {"proxy_get_buffer_bytes"})
+    assert found["response_body_mode"] == "FULL_DUPLEX_STREAMED"
+    assert found["response_trailer_mode"] == "SEND"
+    assert found["response_header_mode"] == "SEND"
+    assert found["request_body_mode"] == "NONE"
+    assert found["request_trailer_mode"] == "SKIP"
+
+
+def test_a_logger_sees_all_headers() -> None:
+    """proxy_on_log reads every map."""
+    found = mode(HEADERS | {"proxy_on_log"})
+    assert found["response_header_mode"] == "SEND"
+    assert found["response_body_mode"] == "NONE"
+
+
+def filter_of(**changes: Any) -> dict[str, Any]:
+    """Return the filter's configuration of a plugin with these fields."""
+    plugin = PluginPolicy(
+        "p", ModuleRef(Path("m"), "0" * 64), capabilities=caps.PRESETS["standard"], **changes
+    )
+    made = http_filter("t", plugin, callbacks=HEADERS, functions={"proxy_get_property", "proxy_log"})
+    return dict(made["typed_config"])
+
+
+def test_the_plugin_is_named_in_the_metadata() -> None:
+    """The front finds it by these."""
+    pairs = filter_of()["grpc_service"]["initial_metadata"]
+    assert {pair["key"]: pair["value"] for pair in pairs} == {
+        "x-sandboxd-tenant": "t",
+        "x-sandboxd-plugin": "p",
+    }
+
+
+def test_hidden_attributes_are_not_asked_for() -> None:
+    """The client's address is hidden by default."""
+    attributes = filter_of()["request_attributes"]
+    assert "source.address" not in attributes
+    assert "request.path" in attributes
+
+
+def test_time_and_failure_follow_the_policy() -> None:
+    """Envoy waits a little longer than sandboxd does."""
+    assert filter_of()["message_timeout"] == "0.3s"
+    assert filter_of()["failure_mode_allow"] is False
+    from sandboxd.policy.model import FailurePolicy, OnFailure
+
+    assert filter_of(failure=FailurePolicy(OnFailure.OPEN))["failure_mode_allow"] is True
+
+
+@pytest.fixture
+def policies(tmp_path: Path) -> Path:
+    """Return a directory with two tenants."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "a.yaml").write_text(policy_text("alpha", ADD_HEADER))
+    (tmp_path / "policies" / "b.yaml").write_text(policy_text("beta", RUST_HEADERS))
+    return tmp_path / "policies"
+
+
+def test_prints_filters_and_all_fronts(
+    policies: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One filter per plugin, one endpoint per front, in plain YAML."""
+    arguments = ["--runtime-directory", "/run/x", "--fronts", "3", "--cache-directory", str(artefact_cache)]
+    assert main(["envoy-config", str(policies), *arguments]) == 0
+
+    out = capsys.readouterr().out
+    made = yaml.safe_load(out)
+    assert "&id" not in out
+    assert [entry["name"] for entry in made["http_filters"]] == ["sandboxd.alpha.main", "sandboxd.beta.main"]
+    (cluster,) = made["clusters"]
+    endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert [entry["endpoint"]["address"]["pipe"]["path"] for entry in endpoints] == [
+        "/run/x/front-0.sock",
+        "/run/x/front-1.sock",
+        "/run/x/front-2.sock",
+    ]
+
+
+@pytest.mark.envoy
+def test_a_real_envoy_takes_it(
+    policies: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """``envoy --mode validate``."""
+    arguments = ["--bootstrap", "--runtime-directory", "/run/x", "--cache-directory", str(artefact_cache)]
+    assert main(["envoy-config", str(policies), *arguments]) == 0
+    (tmp_path / "envoy.yaml").write_text(capsys.readouterr().out)
+
+    command = [str(find_envoy()), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "OK" in done.stdout + done.stderr
+
+
+def test_a_bad_policy_is_an_error(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never half a configuration."""
+    (policies / "c.yaml").write_text("tenant: [")
+    assert main(["envoy-config", str(policies)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "c.yaml" in captured.err

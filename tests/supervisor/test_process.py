@@ -1,0 +1,169 @@
+"""A worker process under the supervisor's hand, with programs in the worker's place that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+
+import pytest
+
+from sandboxd.supervisor import launch, process
+from sandboxd.supervisor.launch import WorkerSpec
+from sandboxd.supervisor.process import WorkerProcess
+from sandboxd.supervisor.worker_protocol import Event, Ready
+
+READY = "say(ready=control.WorkerReady(pid=1, layers=['x']))\n"
+HEAD = """
+import os, socket, sys, time
+from sandboxd.protos import control_pb2 as control
+sock = socket.socket(fileno=int(sys.argv[1]))
+def say(**frame): sock.send(control.FromWorker(**frame).SerializeToString())
+sock.recv(65536)
+"""
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that sets the program that runs in the worker's place."""
+
+    def set_program(text: str) -> None:
+        def start(control_socket: socket.socket) -> subprocess.Popen[bytes]:
+            fd = control_socket.fileno()
+            return subprocess.Popen(
+                [sys.executable, "-c", HEAD + textwrap.dedent(text), str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(fd,),
+            )
+
+        monkeypatch.setattr(launch, "start", start)
+
+    return set_program
+
+
+async def until_gone(events: list[Event] | None = None, timeout_s: float = 20) -> str:
+    """Start a worker, wait until it is gone, and return the operator's sentence."""
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    WorkerProcess(WorkerSpec("t"), (events if events is not None else []).append, gone.set_result)
+    return await asyncio.wait_for(gone, timeout_s)
+
+
+async def test_exit_status_and_last_words(play: Callable[[str], None]) -> None:
+    """What it wrote to stderr at the end is in the sentence, made harmless."""
+    play(READY + "sys.stderr.write('out of \\x1b[31mluck'); sys.exit(3)")
+    events: list[Event] = []
+
+    assert await until_gone(events) == r"ended by itself with status 3; its last words: out of \x1b[31mluck"
+    assert events == [Ready(("x",))]
+
+
+async def test_killed_from_outside(play: Callable[[str], None]) -> None:
+    """SIGKILL hints at memory."""
+    play("os.kill(os.getpid(), 9)")
+
+    assert "want of memory" in await until_gone()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("sock.send(b'\\xff' * 10); time.sleep(60)", "not protobuf"),
+        ("sock.send(b''); time.sleep(60)", "closed its control socket"),
+        ("say(pong=control.Pong(number=1)); time.sleep(60)", "before it was ready"),
+        (READY + "say(vm_started=control.VmStarted(vm_id=1, generation=1)); time.sleep(60)", "was not given"),
+        (READY + "sock.close(); time.sleep(60)", "closed its control socket"),
+        (
+            "sock.setsockopt(1, 7, 1 << 20); sock.send(b'x' * 70000); time.sleep(60)",
+            "more than 65536 bytes",
+        ),
+    ],
+    ids=["garbage", "empty", "early", "ids", "closed", "long"],
+)
+async def test_lies_are_fatal(play: Callable[[str], None], program: str, reason: str) -> None:
+    """Whatever no honest worker says costs it its life, at once."""
+    play(program)
+
+    sentence = await until_gone(timeout_s=10)
+
+    assert sentence.startswith("was killed by sandboxd: ")
+    assert reason in sentence
+
+
+async def test_a_flood_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valid frames without end must not keep the supervisor busy."""
+    monkeypatch.setattr(process, "FRAMES_BURST", 500)
+    play(READY + "\nwhile True: say(error=control.WorkerError(message='x'))")
+
+    assert "floods" in await until_gone()
+
+
+async def test_silence_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pong in time."""
+    monkeypatch.setattr(process, "PING_PERIOD_S", 0.05)
+    monkeypatch.setattr(process, "PONG_TIMEOUT_S", 0.3)
+    play(READY + "time.sleep(60)")
+
+    assert "did not answer" in await until_gone()
+
+
+async def test_never_ready_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that says nothing at all."""
+    monkeypatch.setattr(process, "READY_TIMEOUT_S", 0.3)
+    play("time.sleep(60)")
+
+    assert "not ready in time" in await until_gone()
+
+
+async def test_descriptors_from_a_worker_are_never_taken(play: Callable[[str], None]) -> None:
+    """It may send as many as it likes: our table does not grow."""
+    program = """
+    import array
+    fds = array.array('i', [os.open('/dev/null', 0) for _ in range(100)])
+    frame = control.FromWorker(error=control.WorkerError(message='x')).SerializeToString()
+    for _ in range(20): sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    """
+    play(READY + textwrap.dedent(program))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    events: list[Event] = []
+
+    await until_gone(events)
+
+    assert len(events) == 21
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_a_worker_that_does_not_read_is_killed(
+    play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames to it are queued up to a bound."""
+    monkeypatch.setattr("sandboxd.supervisor.outbox.MAX_QUEUED_FRAMES", 50)
+    play(READY + "time.sleep(60)")
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    worker = WorkerProcess(WorkerSpec("t"), lambda _: None, gone.set_result)
+    while not gone.done():
+        worker.send(WorkerSpec("t" * 1000).setup())
+        await asyncio.sleep(0)
+
+    assert "does not read" in gone.result()
+
+
+@pytest.mark.parametrize(("program", "end"), [("sock.recv(1)", "status 0"), ("time.sleep(60)", "SIGKILL")])
+async def test_stops_in_peace_or_not(
+    play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, program: str, end: str
+) -> None:
+    """The end of the socket is the request; SIGKILL follows a grace."""
+    monkeypatch.setattr(process, "STOP_GRACE_S", 0.5)
+    play(READY + program)
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ready = asyncio.Event()
+    worker = WorkerProcess(WorkerSpec("t"), lambda _: ready.set(), gone.set_result)
+    await asyncio.wait_for(ready.wait(), 10)
+    worker.stop()
+
+    assert end in await asyncio.wait_for(gone, 5)
