@@ -1,8 +1,11 @@
 """
 A client that waits in an asyncio loop, and looks for a while before it does.
 
-A round trip to a VM that is awake takes a few microseconds, a turn of the loop takes tens: so `poll` watches the ring
-itself for a short, adaptive time, and only then does the caller await a future. One sweep serves all deadlines.
+Two ways to the same verdict. With cores to spare, `poll` shows the VM the event at once and watches the ring for a
+short, adaptive time: a round trip to a VM that is awake takes a few microseconds, a turn of the loop takes tens. With
+few cores, events gather until the loop has run all that is ready; then one wake-up shows the VM all of them, and one
+brings all their verdicts back: system calls and switches between threads cost more than everything else here.
+One sweep serves all deadlines.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from dataclasses import dataclass
 from sandboxd.channel import layout
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
-from sandboxd.channel.errors import ChannelBroken
+from sandboxd.channel.errors import ChannelBroken, ChannelFull
 
-_LOOKS = 16
+_LOOKS = 8
 """Looks at the ring between two looks at the clock."""
-_YIELDS = int(os.environ.get("YIELDS", "3"))
+_CPUS_TO_SPIN = 4
+"""On fewer, spinning takes the core that the VM, or the proxy, would answer on."""
 _SWEEPS_PER_TIMEOUT = 8
 _LAZY_S = 0.01
 """How long the end of a stream may wait for a VM that sleeps."""
@@ -64,7 +68,7 @@ class AsyncVm:
         hooks: see `Hooks`.
         timeout_ns: wall clock from submission to verdict.
         overdue_ns: past timeout plus this the VM counts as hung for good, which breaks the channel.
-        spin_ns: longest busy wait of `poll`; 0 on a machine with one core.
+        spin_ns: longest busy wait of `poll`; not on a machine with few cores.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class AsyncVm:
         self._hooks = hooks
         self._timeout_ns = timeout_ns
         self._overdue_ns = overdue_ns
-        self._max_spin_ns = spin_ns if (os.cpu_count() or 1) > 1 else 0
+        self._max_spin_ns = spin_ns if len(os.sched_getaffinity(0)) >= _CPUS_TO_SPIN else 0
         self._spin_ns = self._max_spin_ns
         self._waiting: dict[int, asyncio.Future[Verdict | Lost] | None] = {}
         """Events whose outcome somebody wants; None until `wait` is called."""
@@ -93,6 +97,7 @@ class AsyncVm:
         self._restarts: list[int] = []
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._lazy_timer: asyncio.TimerHandle | None = None
+        self._turn_scheduled = False
         self._dead = False
         loop.add_reader(client.fds.client_event_fd, self._on_event)
         self._arm()
@@ -107,27 +112,40 @@ class AsyncVm:
             self._drain()
         return not self._dead and self.client.vm_state == layout.VM_READY
 
-    # --- submitting --------------------------------------------------------------------------------------------------
+    # --- submitting ---
 
     def submit(self, stream_id: int, kind: int, payload: bytes, end_of_stream: bool, time_ns: int) -> int:
         """
-        Submit an event, wake the VM; returns the ``event_seq``, for which `poll` or `wait` has to be called.
+        Submit an event; returns the ``event_seq``, for which `poll` or `wait` has to be called.
 
         Raises:
             ChannelFull: too much is waiting already.
             ChannelBroken: the channel is dead.
         """
-        client = self.client
-        client.cancel_sleep()  # `poll` looks itself
         try:
-            seq = client.submit(stream_id, kind, payload, end_of_stream, time_ns)
+            seq = self.client.submit(stream_id, kind, payload, end_of_stream, time_ns)
+        except ChannelFull:
+            self.flush()
+            raise
         except ChannelBroken as error:
             self._break(str(error))
             raise
-        client.flush()
+        if not (self._turn_scheduled or self._max_spin_ns):
+            self._turn_scheduled = True
+            self._loop.call_soon(self._turn)
         self._sent_ns[seq] = time.monotonic_ns()
         self._waiting[seq] = None
         return seq
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        if not self._dead:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show the VM what was submitted, and ask to be woken for what comes of it."""
+        self.client.flush()
+        self._arm()
 
     def open_stream(self, attributes: bytes, time_ns: int) -> int:
         """Open a stream; the VM sees it with the first event. Raises as `submit`."""
@@ -170,8 +188,11 @@ class AsyncVm:
     def poll(self, event_seq: int) -> Verdict | Lost | None:
         """Look for the verdict for a while. None: it is not there yet, `wait` for it."""
         client = self.client
+        if not self._max_spin_ns:
+            return self._drain(event_seq) if client.has_completions() else None
+        client.cancel_sleep()  # we look ourselves
+        client.flush()
         end_ns = time.monotonic_ns() + self._spin_ns
-        yields = _YIELDS
         while True:
             for _ in range(_LOOKS):
                 if client.has_completions():
@@ -181,10 +202,7 @@ class AsyncVm:
                         self._arm()
                         return found
             if time.monotonic_ns() >= end_ns:
-                if not yields:
-                    break
-                yields -= 1
-                os.sched_yield()
+                break
         # What was spent here was in vain: spend less next time, so that a slow VM does not cost a core.
         self._spin_ns >>= 1
         return None
@@ -199,14 +217,15 @@ class AsyncVm:
         future: asyncio.Future[Verdict | Lost] = self._loop.create_future()
         self._waiting[event_seq] = future
         self._start_sweep()
-        self._arm()
+        if self._max_spin_ns:
+            self.flush()  # `poll` has cancelled the sleep, or was not called
         try:
             return await future
         finally:
             if self._waiting.pop(event_seq, None) is not None:
                 self.client.abandon(event_seq)
 
-    # --- completions -------------------------------------------------------------------------------------------------
+    # --- completions ---
 
     def _on_event(self) -> None:
         self.client.clear_event()
@@ -287,7 +306,7 @@ class AsyncVm:
             elif not future.done():
                 future.set_result(why)
 
-    # --- deadlines ---------------------------------------------------------------------------------------------------
+    # --- deadlines ---
 
     def _start_sweep(self) -> None:
         if self._sweep_timer is None and not self._dead:
@@ -313,7 +332,7 @@ class AsyncVm:
         if self._sent_ns:
             self._start_sweep()
 
-    # --- end ---------------------------------------------------------------------------------------------------------
+    # --- end ---
 
     def _break(self, reason: str) -> None:
         if not self._dead:

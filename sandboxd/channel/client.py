@@ -86,12 +86,8 @@ class VmClient:
         middle = layout.HEADER_BYTES + fds.ring_bytes
         self._views = [whole, self._words, whole[layout.HEADER_BYTES : middle], whole[middle:]]
         words = self._words
-        self._producer = Producer(
-            words, self._views[2], layout.OFFSET_SQ_TAIL // 4, layout.OFFSET_SQ_HEAD // 4
-        )
-        self._consumer = Consumer(
-            words, self._views[3], layout.OFFSET_CQ_TAIL // 4, layout.OFFSET_CQ_HEAD // 4
-        )
+        self._producer = Producer(words, self._views[2], layout.OFFSET_SQ_TAIL // 4, layout.OFFSET_SQ_HEAD // 4)
+        self._consumer = Consumer(words, self._views[3], layout.OFFSET_CQ_TAIL // 4, layout.OFFSET_CQ_HEAD // 4)
         self._backlog: deque[Record] = deque()
         self._backlog_bytes = 0
         self._pending: dict[int, _Pending] = {}
@@ -108,7 +104,7 @@ class VmClient:
         self.dropped = 0
         """Records that were ignored: late answers to events of an older generation."""
 
-    # --- state -------------------------------------------------------------------------------------------------------
+    # --- state ---
 
     @property
     def vm_state(self) -> int:
@@ -133,7 +129,7 @@ class VmClient:
         """Return whether `drain` would find something; one load."""
         return self._consumer.has_records()
 
-    # --- submitting --------------------------------------------------------------------------------------------------
+    # --- submitting ---
 
     def open_stream(self, attributes: bytes, time_ns: int) -> int:
         """
@@ -192,7 +188,7 @@ class VmClient:
         self._next_seq = seq + 1 if seq < COUNTER_MASK else 1
         return seq
 
-    def _send(
+    def _send(  # noqa: PLR0917  (a record's fields, in its order)
         self,
         kind: int,
         flags: int,
@@ -208,18 +204,16 @@ class VmClient:
             if self._put(kind, flags, stream_id, seq, time_ns, payload):
                 return
         elif not always and self._backlog_bytes + len(payload) > self._max_backlog_bytes:
-            raise ChannelFull(
-                f"{self._backlog_bytes} bytes wait for the VM, at most {self._max_backlog_bytes}"
-            )
+            raise ChannelFull(f"{self._backlog_bytes} bytes wait for the VM, at most {self._max_backlog_bytes}")
         self._queue(kind, flags, stream_id, seq, time_ns, payload)
 
-    def _put(self, kind: int, flags: int, stream_id: int, seq: int, time_ns: int, payload: bytes) -> bool:
+    def _put(self, kind: int, flags: int, stream_id: int, seq: int, time_ns: int, payload: bytes) -> bool:  # noqa: PLR0917  (a record's fields, in its order)
         try:
             return self._producer.put(kind, flags, stream_id, seq, time_ns, payload)
         except ChannelBroken as error:
             raise self._mark_broken(str(error)) from error
 
-    def _queue(self, kind: int, flags: int, stream_id: int, seq: int, time_ns: int, payload: bytes) -> None:
+    def _queue(self, kind: int, flags: int, stream_id: int, seq: int, time_ns: int, payload: bytes) -> None:  # noqa: PLR0917  (a record's fields, in its order)
         """Cut into records and let them wait their turn."""
         step = self._producer.max_payload
         for start in range(0, len(payload) or 1, step):
@@ -263,7 +257,7 @@ class VmClient:
         with contextlib.suppress(BlockingIOError):  # its count is full: it is awake already
             os.eventfd_write(self.fds.vm_event_fd, 1)
 
-    # --- sleeping ----------------------------------------------------------------------------------------------------
+    # --- sleeping ---
 
     def prepare_sleep(self) -> bool:
         """
@@ -294,7 +288,7 @@ class VmClient:
         except ChannelBroken as error:
             raise self._mark_broken(str(error)) from error
 
-    # --- completions -------------------------------------------------------------------------------------------------
+    # --- completions ---
 
     def drain(self) -> list[Completion]:
         """
@@ -353,9 +347,7 @@ class VmClient:
         if payload or code > layout.CODE_STREAM_OVER or state > layout.STATES_ALL:
             raise ChannelBroken(f"verdict with code {code}, state {state}, {len(payload)} bytes")
         if stream_id != pending.stream_id:
-            raise ChannelBroken(
-                f"verdict for stream {stream_id}, the event was of stream {pending.stream_id}"
-            )
+            raise ChannelBroken(f"verdict for stream {stream_id}, the event was of stream {pending.stream_id}")
         if pending.partial:
             raise ChannelBroken("verdict before the last fragment of an effect")
         del self._pending[seq]
@@ -421,7 +413,7 @@ class VmClient:
     def _was_issued(self, seq: int) -> bool:
         return 0 < (self._next_seq - seq) & COUNTER_MASK < _HALF_RANGE
 
-    # --- end ---------------------------------------------------------------------------------------------------------
+    # --- end ---
 
     def _mark_broken(self, reason: str) -> ChannelBroken:
         self._broken = reason
@@ -436,7 +428,7 @@ class VmClient:
         self.fds.close()
 
 
-def _join(pending: _Pending, kind: int, flags: int, stream_id: int, arg: int, payload: bytes) -> bytes | None:
+def _join(pending: _Pending, kind: int, flags: int, stream_id: int, arg: int, payload: bytes) -> bytes | None:  # noqa: PLR0917  (a record's fields, in its order)
     """Add a fragment. Returns the whole payload after the last one."""
     if pending.partial is None:
         pending.partial = {}

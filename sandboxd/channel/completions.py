@@ -73,9 +73,7 @@ def parse_local_response(payload: bytes) -> LocalResponse:
     """
     if len(payload) < _LOCAL_RESPONSE.size:
         raise ChannelBroken("local response shorter than its head")
-    status, grpc_status, details_bytes, headers_bytes, body_bytes, flags = _LOCAL_RESPONSE.unpack_from(
-        payload
-    )
+    status, grpc_status, details_bytes, headers_bytes, body_bytes, flags = _LOCAL_RESPONSE.unpack_from(payload)
     details_end = _LOCAL_RESPONSE.size + details_bytes
     headers_end = details_end + headers_bytes
     if headers_end + body_bytes != len(payload) or flags > 1:
@@ -143,10 +141,7 @@ def check_effect(kind: int, flags: int, arg: int, payload: bytes) -> None:
         ChannelBroken: it breaks one.
     """
     if kind in layout.MAP_KINDS:
-        if flags & layout.FLAG_MODIFIED:
-            allowed = limits.MAX_PAIRS_BYTES
-        else:
-            allowed = 0
+        allowed = limits.MAX_PAIRS_BYTES if flags & layout.FLAG_MODIFIED else 0
     elif kind in layout.BODY_KINDS:
         allowed = 0 if flags & layout.FLAG_AS_SUBMITTED else len(payload)
     elif kind == layout.LOG:

@@ -7,7 +7,7 @@ No behaviour. Names are those of the document, with a prefix for the table they 
 import struct
 from typing import Final
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the file ---
 
 MAGIC: Final = 0x43584253
 """The bytes ``SBXC``."""
@@ -52,7 +52,7 @@ def file_bytes(ring_bytes: int) -> int:
     return HEADER_BYTES + 2 * ring_bytes
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
+# --- records ---
 
 RECORD: Final = struct.Struct("<IHHQIIQ")
 """size, kind, flags, stream_id, event_seq, payload_len, arg"""

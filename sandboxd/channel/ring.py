@@ -96,7 +96,7 @@ class Producer:
             raise ChannelBroken(f"consumer's position {head} does not fit the producer's {self._tail}")
         self._free = self._size - used
 
-    def put(self, kind: int, flags: int, stream_id: int, event_seq: int, arg: int, payload: bytes) -> bool:
+    def put(self, kind: int, flags: int, stream_id: int, event_seq: int, arg: int, payload: bytes) -> bool:  # noqa: PLR0917  (a record's fields, in its order)
         """
         Write one record behind the last, unless there is no room; ``payload`` is at most `max_payload` bytes.
 

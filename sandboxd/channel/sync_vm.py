@@ -12,7 +12,7 @@ from sandboxd.channel.completions import Effect, Verdict, VmRestarted
 from sandboxd.errors import SandboxdError
 
 
-class VmLost(SandboxdError):
+class VmLost(SandboxdError):  # noqa: N818  (states a fact, as the other errors do)
     """The VM failed, or was started anew, while an event waited for its verdict."""
 
 
@@ -87,10 +87,7 @@ class SyncVm:
                     return completion
             if not self.client.is_outstanding(event_seq):
                 raise VmLost("the VM was started anew")
-            if (
-                self.client.vm_state in (layout.VM_FAILED, layout.VM_GONE)
-                and not self.client.has_completions()
-            ):
+            if self.client.vm_state in (layout.VM_FAILED, layout.VM_GONE) and not self.client.has_completions():
                 self.client.abandon(event_seq)
                 raise VmLost("the VM failed")
             try:

@@ -127,9 +127,13 @@ def test_notices_at_the_start_come_on_their_own(both: Both) -> None:
 def test_full_ring_waits_in_the_backlog_and_then_refuses() -> None:
     both = Both(max_backlog_bytes=100_000)
     stream_id = both.open()
-    with pytest.raises(ChannelFull, match="wait for the VM"):
+
+    def fill() -> None:
         for _ in range(100):
             both.client.submit(stream_id, BODY, b"x" * 10_000, False, 0)
+
+    with pytest.raises(ChannelFull, match="wait for the VM"):
+        fill()
     accepted = both.client.outstanding
     both.client.close_stream(stream_id, True, 0)
     got: list[Event] = []
@@ -161,7 +165,7 @@ def test_a_full_completion_ring_gets_going_again(both: Both) -> None:
     assert len(completions) == 1
 
 
-# --- restart ---------------------------------------------------------------------------------------------------------
+# --- restart ---
 
 
 def test_restart_loses_what_was_outstanding_and_drops_late_answers(both: Both) -> None:
@@ -215,7 +219,7 @@ def test_abandoned_events_keep_nothing(both: Both) -> None:
     assert verdict.notices == []
 
 
-# --- sleeping --------------------------------------------------------------------------------------------------------
+# --- sleeping ---
 
 
 def test_sleep_handshake(both: Both) -> None:
@@ -241,7 +245,7 @@ def test_the_vm_is_woken_only_when_it_sleeps(both: Both) -> None:
     assert os.eventfd_read(both.client.fds.vm_event_fd) == 1
 
 
-# --- a hostile VM ----------------------------------------------------------------------------------------------------
+# --- a hostile VM ---
 
 
 def _on(kind: int, payload: bytes = b"", flags: int = 0, arg: int = 0, stream_id: int = 0):  # type: ignore[no-untyped-def]
@@ -280,11 +284,11 @@ HOSTILE = {
     "denied with a payload": _on(layout.DENIED, b"x"),
     "close of an unknown side": _on(layout.CLOSE_STREAM, arg=4),
     "VM_STARTED in an event": _on(layout.VM_STARTED, arg=2),
-    "VM_STARTED of the same generation": lambda event: [(layout.VM_STARTED, 0, 0, 0, 1, b"")],
-    "VM_STARTED of a huge generation": lambda event: [(layout.VM_STARTED, 0, 0, 0, 2**32, b"")],
+    "VM_STARTED of the same generation": lambda _: [(layout.VM_STARTED, 0, 0, 0, 1, b"")],
+    "VM_STARTED of a huge generation": lambda _: [(layout.VM_STARTED, 0, 0, 0, 2**32, b"")],
     "log for an event never submitted": lambda event: [(layout.LOG, 0, 0, event.seq + 5, 0, b"")],
     "too many effects": lambda event: 101 * [event.effect(layout.LOG, b"x")],
-    "too many notices outside events": lambda event: 101 * [(layout.LOG, 0, 0, 0, 0, b"x")],
+    "too many notices outside events": lambda _: 101 * [(layout.LOG, 0, 0, 0, 0, b"x")],
     "too many bytes": lambda event: 3 * [event.effect(BODY, b"x" * 1024 * 1024)],
     "endless fragments": lambda event: 101 * [event.effect(BODY, b"", layout.FLAG_MORE)],
     "fragments on many streams": lambda event: [
@@ -299,10 +303,14 @@ def test_hostile_vm_breaks_the_channel(name: str) -> None:
     both.open()
     event = both.ask(both.open(), BODY, b"body")
     both.vm.emit(HOSTILE[name](event))
-    with pytest.raises(ChannelBroken):
+
+    def drain_all() -> None:
         for _ in range(1000):
             both.client.drain()
             both.vm.emit([])
+
+    with pytest.raises(ChannelBroken):
+        drain_all()
     with pytest.raises(ChannelBroken):
         both.client.drain()
     with pytest.raises(ChannelBroken):
@@ -312,9 +320,13 @@ def test_hostile_vm_breaks_the_channel(name: str) -> None:
 
 def test_hostile_submission_counter(both: Both) -> None:
     both.vm.words[layout.OFFSET_SQ_HEAD // 4] = 0x1234
-    with pytest.raises(ChannelBroken, match="position"):
+
+    def fill() -> None:
         for _ in range(100):
             both.client.submit(1, BODY, b"x" * 10_000, False, 0)
+
+    with pytest.raises(ChannelBroken, match="position"):
+        fill()
 
 
 def test_random_completions_break_nothing_else() -> None:
@@ -345,7 +357,7 @@ def test_random_completions_break_nothing_else() -> None:
     assert outcomes["broken"] > 100
 
 
-# --- the file --------------------------------------------------------------------------------------------------------
+# --- the file ---
 
 
 def test_channel_files_are_checked() -> None:
