@@ -60,7 +60,7 @@ static enum derived header_text(const struct map *map, struct bytes name, struct
     return header(map, name, &value->bytes) ? DERIVED_VALUE : DERIVED_NONE;
 }
 
-/* ---- whole maps and single headers --------------------------------------------------------------------------------- */
+/* ---- whole maps and single headers ------------------------------------------------------------------------------- */
 
 /* All values of a name joined by commas; a block is only made if there are several. */
 static bool joined(const struct map *map, struct bytes name, struct bytes *text, u8 **block)
@@ -158,7 +158,7 @@ static enum derived from_map(const struct map *map, struct bytes map_path, struc
     return rest.len ? DERIVED_NONE : one_header(map, name, value);
 }
 
-/* ---- request ------------------------------------------------------------------------------------------------------- */
+/* ---- request ----------------------------------------------------------------------------------------------------- */
 
 static const struct {
     struct bytes field, header;
@@ -216,7 +216,7 @@ static enum derived from_request(const struct direction *request, struct bytes f
     return DERIVED_NONE;
 }
 
-/* ---- response ------------------------------------------------------------------------------------------------------ */
+/* ---- response ---------------------------------------------------------------------------------------------------- */
 
 static enum derived from_response(const struct direction *response, struct bytes field, struct derived_value *value)
 {

@@ -79,7 +79,7 @@ enum abi_version { ABI_0_1_0 = 1, ABI_0_2_0 = 2, ABI_0_2_1 = 3 };
 
 enum config_flag { FLAG_HEADERS_STOP_ITERATION = 1, FLAG_LENIENT_MAPS = 2, FLAG_LIVE_CLOCK = 4 };
 
-/* ---- caps that no configuration lifts ------------------------------------------------------------------------------ */
+/* ---- caps that no configuration lifts ---------------------------------------------------------------------------- */
 
 #define MAX_KEY_BYTES (16u * KIB)       /* a key that a guest may look up or write */
 #define MAX_PATH_BYTES (4u * KIB)       /* a property path */
@@ -93,7 +93,7 @@ enum config_flag { FLAG_HEADERS_STOP_ITERATION = 1, FLAG_LENIENT_MAPS = 2, FLAG_
 #define MAX_ATTRIBUTE_BLOCKS 64u        /* STREAM_OPEN plus ATTRIBUTES of one stream */
 #define SCRATCH_BYTES (64u * KIB)
 
-/* ---- streams ------------------------------------------------------------------------------------------------------- */
+/* ---- streams ----------------------------------------------------------------------------------------------------- */
 
 enum direction_id { REQUEST = 0, RESPONSE = 1 };
 
@@ -185,7 +185,7 @@ struct stream {
     bool touched;
 };
 
-/* ---- the VM -------------------------------------------------------------------------------------------------------- */
+/* ---- the VM ------------------------------------------------------------------------------------------------------ */
 
 /* Read by the worker at `status_ptr()`. */
 struct vm_status {

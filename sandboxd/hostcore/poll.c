@@ -41,7 +41,7 @@ static void put_verdict(u64 stream_id, u32 code, u32 state)
     ring_put(COMPLETE_VERDICT, 0, stream_id, (u64)state << 32 | code, 0);
 }
 
-/* ---- payloads in several records ----------------------------------------------------------------------------------- */
+/* ---- payloads in several records --------------------------------------------------------------------------------- */
 
 enum assembled { ASSEMBLED, INCOMPLETE, FAILED };
 
@@ -90,7 +90,7 @@ static bool interrupts(const struct stream *stream, const struct record *record)
     return assembly->active && (assembly->kind != record->kind || assembly->event_seq != record->event_seq);
 }
 
-/* ---- running one event --------------------------------------------------------------------------------------------- */
+/* ---- running one event ------------------------------------------------------------------------------------------- */
 
 static u32 message_event(struct stream *stream, const struct record *record)
 {
@@ -239,7 +239,7 @@ static void run_event(struct record *record)
     vm.event_seq = 0;
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------------------------ */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static u32 wake_bit(void)
 {

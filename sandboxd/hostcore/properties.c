@@ -41,7 +41,7 @@ bool property_denied(struct bytes path)
     return false;
 }
 
-/* ---- attributes ---------------------------------------------------------------------------------------------------- */
+/* ---- attributes -------------------------------------------------------------------------------------------------- */
 
 bool attributes_add(struct stream *stream, struct bytes payload)
 {
@@ -75,7 +75,7 @@ static bool attribute_find(const struct stream *stream, struct bytes path, struc
     return false;
 }
 
-/* ---- values that the guest sets ------------------------------------------------------------------------------------ */
+/* ---- values that the guest sets ---------------------------------------------------------------------------------- */
 
 static struct property **property_slot(struct stream *stream, struct bytes path)
 {
@@ -171,7 +171,7 @@ u32 EXPORT(proxy_set_property)(u32 path, u32 path_len, u32 value, u32 value_len)
     return STATUS_OK;
 }
 
-/* ---- looking up ---------------------------------------------------------------------------------------------------- */
+/* ---- looking up -------------------------------------------------------------------------------------------------- */
 
 static bool plugin_name(struct bytes path, struct bytes *value)
 {

@@ -27,7 +27,7 @@ static bool stopped(const struct stream *stream, enum direction_id which)
     return stream->over || (stream->local_sent && !(stream->answering && which == RESPONSE));
 }
 
-/* ---- releasing ----------------------------------------------------------------------------------------------------- */
+/* ---- releasing --------------------------------------------------------------------------------------------------- */
 
 static void put_map(const struct stream *stream, u16 kind, u16 flags, struct map *map)
 {
@@ -107,7 +107,7 @@ static void release_held(struct stream *stream, enum direction_id which)
         release_trailers(stream, which);
 }
 
-/* ---- showing ------------------------------------------------------------------------------------------------------- */
+/* ---- showing ----------------------------------------------------------------------------------------------------- */
 
 void show_headers(struct stream *stream, enum direction_id which, bool end)
 {
@@ -216,7 +216,7 @@ static void show_trailers(struct stream *stream, enum direction_id which)
     release_held(stream, which);
 }
 
-/* ---- events -------------------------------------------------------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------------------------------------------ */
 
 /* Why a map was not taken. */
 static u32 refusal(struct bytes payload)

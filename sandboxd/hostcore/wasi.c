@@ -6,7 +6,7 @@
  */
 #include "wasi.h"
 
-/* ---- output -------------------------------------------------------------------------------------------------------- */
+/* ---- output ------------------------------------------------------------------------------------------------------ */
 
 static u32 write_vectors(u32 fd, u32 vectors, u32 count, u32 written_out)
 {
@@ -40,7 +40,7 @@ u32 EXPORT(fd_pwrite)(u32 fd, u32 vectors, u32 count, UNUSED64 offset, u32 writt
     return write_vectors(fd, vectors, count, written_out);
 }
 
-/* ---- environment and arguments ------------------------------------------------------------------------------------- */
+/* ---- environment and arguments ----------------------------------------------------------------------------------- */
 
 u32 EXPORT(environ_sizes_get)(u32 count_out, u32 bytes_out)
 {
@@ -83,7 +83,7 @@ u32 EXPORT(args_get)(UNUSED array_out, UNUSED text_out)
     return answer(SUCCESS);
 }
 
-/* ---- time, random, scheduling -------------------------------------------------------------------------------------- */
+/* ---- time, random, scheduling ------------------------------------------------------------------------------------ */
 
 u32 EXPORT(clock_time_get)(u32 clock_id, UNUSED64 precision, u32 time_out)
 {

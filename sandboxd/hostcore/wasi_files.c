@@ -6,7 +6,7 @@
  */
 #include "wasi.h"
 
-/* ---- file descriptors ---------------------------------------------------------------------------------------------- */
+/* ---- file descriptors -------------------------------------------------------------------------------------------- */
 
 static u32 if_output(u32 fd)
 {
@@ -128,7 +128,7 @@ u32 EXPORT(fd_renumber)(u32 from, u32 to)
     return answer(is_output(from) && is_output(to) ? NOTSUP : BADF);
 }
 
-/* ---- paths --------------------------------------------------------------------------------------------------------- */
+/* ---- paths ------------------------------------------------------------------------------------------------------- */
 
 u32 EXPORT(path_open)(UNUSED fd, UNUSED lookup, UNUSED path, UNUSED path_len, UNUSED open_flags, UNUSED64 base,
                       UNUSED64 inheriting, UNUSED fd_flags, UNUSED fd_out)
@@ -182,7 +182,7 @@ u32 EXPORT(path_symlink)(UNUSED target, UNUSED target_len, UNUSED fd, UNUSED pat
     return answer(NOTSUP);
 }
 
-/* ---- sockets ------------------------------------------------------------------------------------------------------- */
+/* ---- sockets ----------------------------------------------------------------------------------------------------- */
 
 u32 EXPORT(sock_accept)(UNUSED fd, UNUSED flags, u32 fd_out)
 {

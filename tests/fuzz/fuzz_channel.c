@@ -48,7 +48,7 @@ void channel_statistics(void)
            (unsigned long long)statistics.traps, (unsigned long long)statistics.protocol);
 }
 
-/* ---- the guest ----------------------------------------------------------------------------------------------------- */
+/* ---- the guest --------------------------------------------------------------------------------------------------- */
 
 /* Texts that the guest passes: names, paths, numbers, and a map. They lie in its memory from TEXTS_AT on. */
 #define TEXTS_AT 1024u
@@ -223,7 +223,7 @@ static u32 random_callback(enum callback callback, u32 context_id, u32 a, u32 b)
     return chance(60) ? 0 : pick(6);
 }
 
-/* ---- the client ---------------------------------------------------------------------------------------------------- */
+/* ---- the client -------------------------------------------------------------------------------------------------- */
 
 static u32 word(u32 offset)
 {
@@ -358,7 +358,7 @@ static void random_event(void)
     put(kind, flags, stream, seq, payload, len);
 }
 
-/* ---- the oracle ---------------------------------------------------------------------------------------------------- */
+/* ---- the oracle -------------------------------------------------------------------------------------------------- */
 
 static void check_effect(u32 kind, u32 flags, u64 stream, const u8 *payload, u32 len)
 {
@@ -437,7 +437,7 @@ static void take_completions(u32 most)
     set_word(AT_CQ_HEAD, head);
 }
 
-/* ---- one input ----------------------------------------------------------------------------------------------------- */
+/* ---- one input --------------------------------------------------------------------------------------------------- */
 
 static const struct limits fuzz_limits = {
     .heap_bytes = 4 * MIB,

@@ -36,7 +36,7 @@ _Noreturn void native_trap(void)
     longjmp(native_jump, 1);
 }
 
-/* ---- random numbers ------------------------------------------------------------------------------------------------ */
+/* ---- random numbers ---------------------------------------------------------------------------------------------- */
 
 static u64 state;
 static const u8 *input;
@@ -78,7 +78,7 @@ bool chance(u32 percent)
     return pick(100) < percent;
 }
 
-/* ---- heap: every block is one of the C library's, all are known ---------------------------------------------------- */
+/* ---- heap: every block is one of the C library's, all are known -------------------------------------------------- */
 
 static struct block {
     struct block *next, *previous;
@@ -146,7 +146,7 @@ u32 heap_usable(const void *at)
     return ((const struct block *)at - 1)->len;
 }
 
-/* ---- the membrane -------------------------------------------------------------------------------------------------- */
+/* ---- the membrane ------------------------------------------------------------------------------------------------ */
 
 static void check_range(u32 address, u32 len)
 {
@@ -182,7 +182,7 @@ u32 membrane_pages(void)
     return GUEST_BYTES >> 16;
 }
 
-/* ---- the guest's exports ------------------------------------------------------------------------------------------- */
+/* ---- the guest's exports ----------------------------------------------------------------------------------------- */
 
 #define CALLBACK_0(name, number)                                                                                       \
     u32 name(u32 id);                                                                                                  \
@@ -251,7 +251,7 @@ i64 host_clock_ns(i32 clock_id)
     return 1000000000 + clock_id;
 }
 
-/* ---- start --------------------------------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------------------------------- */
 
 /* Memory whose last byte is followed by a page that nobody may touch, as in the VM. */
 u8 *native_pages(size_t len)
