@@ -1,0 +1,129 @@
+"""
+What a front counts and logs about its plugins.
+
+Everything that a plugin's worker or a proxy can cause again and again is bounded here: counters are numbers under a
+bounded set of names, a finding is logged at its 1st, 2nd, 4th, 8th ... time, guests' lines through a token bucket.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from sandboxd import limits
+from sandboxd.channel import layout
+from sandboxd.channel.completions import Effect
+from sandboxd.log import one_line
+
+_log = logging.getLogger(__name__)
+guest_logger = logging.getLogger("sandboxd.guest")
+
+_LEVELS = (logging.DEBUG, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+"""Python's level for each of Proxy-Wasm's (trace to critical)."""
+
+GUEST_LINES_PER_SECOND = 1000
+GUEST_LINES_BURST = 5000
+"""Lines of one plugin in one front process. What is over is counted."""
+_MAX_NAMES = 512
+"""Different counters of one plugin; imports' names are the largest set and the module chooses them."""
+_MAX_DETAIL = 100
+
+
+class PluginCounters:
+    """
+    Counters and log lines of one plugin in this process.
+
+    Args:
+        key: ``tenant/plugin``.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, key: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.key = key
+        self.values: dict[str, int] = {}
+        self._clock = clock
+        self._tokens = float(GUEST_LINES_BURST)
+        self._refilled = clock()
+
+    def count(self, name: str, by: int = 1) -> int:
+        """Add to a counter and return its value."""
+        if name not in self.values and len(self.values) >= _MAX_NAMES:
+            name = "other"
+        value = self.values.get(name, 0) + by
+        self.values[name] = value
+        return value
+
+    def report(self, name: str, detail: str) -> None:
+        """Count a finding, and log it when its number is a power of two."""
+        value = self.count(name)
+        if value & (value - 1) == 0:
+            shown = f" ({one_line(detail, _MAX_DETAIL)})" if detail else ""
+            _log.warning("%s: %s%s, %d so far", self.key, name, shown, value)
+
+    def notices(self, notices: list[Effect], imports: tuple[str, ...]) -> None:
+        """Deal with the log lines, denials and notes of one event."""
+        for notice in notices:
+            if notice.kind == layout.LOG:
+                self._guest_line(notice)
+            elif notice.kind == layout.DENIED:
+                known = notice.arg < len(imports)
+                name = one_line(imports[notice.arg], _MAX_DETAIL) if known else "unknown"
+                self.report(f"denied.{name}", "the policy does not grant it")
+            elif notice.kind == layout.LOGS_DROPPED:
+                self.count("guest_log.dropped", min(notice.arg, limits.MAX_LOG_LINES_PER_EVENT * 100))
+            elif notice.kind == layout.NOTE:
+                self.count(f"note.{layout.NOTE_NAMES.get(notice.arg, 'unknown')}")
+
+    def _guest_line(self, line: Effect) -> None:
+        self.count("guest_log.lines")
+        level = _LEVELS[line.arg]
+        if not guest_logger.isEnabledFor(level):
+            return
+        if not self._take_token():
+            self.count("guest_log.dropped")
+            return
+        # `one_line` again on the text as a whole: an attacker must not forge a line of another tenant.
+        text = one_line(line.payload.decode("utf-8", "replace"), limits.MAX_LOG_MESSAGE_BYTES)
+        cut = " [cut]" if line.flags & layout.FLAG_TRUNCATED else ""
+        guest_logger.log(level, "%s stream=%d: %s%s", self.key, line.stream_id, text, cut)
+
+    def _take_token(self) -> bool:
+        now = self._clock()
+        self._tokens = min(GUEST_LINES_BURST, self._tokens + (now - self._refilled) * GUEST_LINES_PER_SECOND)
+        self._refilled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Counters:
+    """All counters of a front process."""
+
+    def __init__(self) -> None:
+        self._plugins: dict[str, PluginCounters] = {}
+
+    def plugin(self, key: str) -> PluginCounters:
+        """Return the counters of ``tenant/plugin``; they outlive its channels."""
+        found = self._plugins.get(key)
+        if found is None:
+            found = self._plugins[key] = PluginCounters(key)
+        return found
+
+    def forget(self, key: str) -> None:
+        """The plugin is not configured any more."""
+        self._plugins.pop(key, None)
+
+    def to_json(self, max_bytes: int) -> str:
+        """Return ``{"tenant/plugin": {"counter": n}}`` with as many plugins as fit."""
+        parts: list[str] = []
+        room = max_bytes - 2
+        for key, counters in self._plugins.items():
+            part = f"{json.dumps(key)}:{json.dumps(counters.values, separators=(',', ':'))}"
+            room -= len(part) + 1
+            if room < 0:
+                break
+            parts.append(part)
+        return "{" + ",".join(parts) + "}"

@@ -1,0 +1,96 @@
+"""Counters and log lines stay bounded, whatever a plugin does."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from sandboxd.channel import layout
+from sandboxd.channel.completions import Effect
+from sandboxd.front.counters import GUEST_LINES_BURST, Counters, PluginCounters
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def line(text: bytes = b"x", level: int = 2, flags: int = 0) -> Effect:
+    return Effect(layout.LOG, flags, 7, 1, level, text)
+
+
+def test_guest_lines_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    counters = PluginCounters("t/p", clock)
+    with caplog.at_level(logging.INFO, "sandboxd.guest"):
+        counters.notices([line()] * (GUEST_LINES_BURST + 10), ())
+        assert len(caplog.records) == GUEST_LINES_BURST
+        clock.now += 0.005
+        counters.notices([line()] * 10, ())
+        assert len(caplog.records) == GUEST_LINES_BURST + 5
+
+    assert counters.values == {"guest_log.lines": GUEST_LINES_BURST + 20, "guest_log.dropped": 15}
+
+
+def test_levels_and_cut_lines(caplog: pytest.LogCaptureFixture) -> None:
+    counters = PluginCounters("t/p")
+    with caplog.at_level(logging.DEBUG, "sandboxd.guest"):
+        counters.notices([line(b"%s %d", level, layout.FLAG_TRUNCATED) for level in range(6)], ())
+
+    assert [record.levelname for record in caplog.records] == [
+        "DEBUG",
+        "DEBUG",
+        "INFO",
+        "WARNING",
+        "ERROR",
+        "CRITICAL",
+    ]
+    assert caplog.records[0].getMessage() == "t/p stream=7: %s %d [cut]"
+
+
+def test_findings_are_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    counters = PluginCounters("t/p")
+    for _ in range(100):
+        counters.report("ext_proc.ignored_write", "host\n")
+
+    assert len(caplog.records) == 7
+    assert caplog.records[0].getMessage() == "t/p: ext_proc.ignored_write (host\\n), 1 so far"
+
+
+def test_names_are_bounded() -> None:
+    counters = PluginCounters("t/p")
+    for n in range(10_000):
+        counters.count(f"denied.{n}")
+
+    assert len(counters.values) <= 513
+    assert sum(counters.values.values()) == 10_000
+
+
+def test_notes_and_dropped_lines() -> None:
+    counters = PluginCounters("t/p")
+    counters.notices(
+        [
+            Effect(layout.NOTE, 0, 1, 1, 5, b""),
+            Effect(layout.NOTE, 0, 1, 1, 99, b""),
+            Effect(layout.LOGS_DROPPED, 0, 1, 1, 2**63, b""),
+        ],
+        (),
+    )
+
+    assert counters.values == {"note.body_limit": 1, "note.unknown": 1, "guest_log.dropped": 1_000_000}
+
+
+def test_json_fits() -> None:
+    counters = Counters()
+    for n in range(100):
+        counters.plugin(f"t{n}/p").count("streams")
+    whole = counters.to_json(100_000)
+    cut = counters.to_json(200)
+
+    assert json.loads(whole)["t99/p"] == {"streams": 1}
+    assert len(cut) <= 200
+    assert json.loads(cut)["t0/p"] == {"streams": 1}
