@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sandboxd.compiler.cache import KEY_BYTES, KEY_NAME
 from sandboxd.protos import admin_pb2 as admin
 from sandboxd.supervisor.admin import call
 
@@ -47,19 +48,34 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> floa
     return time.monotonic() - start_s
 
 
+def share_artefact_key(state: Path) -> None:
+    """Give a daemon's state directory the key that all daemons of the tests' shared cache have."""
+    state.mkdir(mode=0o700, exist_ok=True)
+    key = state / KEY_NAME
+    key.touch(0o600)
+    key.write_bytes(bytes(range(KEY_BYTES)))
+
+
 class FakeDaemon:
-    """A running daemon."""
+    """A running daemon; ``more`` are further lines of its file."""
 
     def __init__(
-        self, directory: Path, cache: Path, *, fronts: int = 2, environment: dict[str, str] | None = None
+        self,
+        directory: Path,
+        cache: Path,
+        *,
+        fronts: int = 2,
+        environment: dict[str, str] | None = None,
+        more: str = "jail: {self_test: false}\n",
     ) -> None:
         self.directory = directory
         self.policies = directory / "policies"
         self.runtime = directory / "run"
         self.config = directory / "sandboxd.yaml"
+        share_artefact_key(directory / "state")
         self.config.write_text(
             f"policies: {self.policies}\nruntime_directory: {self.runtime}\ncache_directory: {cache}\n"
-            f"state_directory: {directory / 'state'}\nfront: {{processes: {fronts}}}\n"
+            f"state_directory: {directory / 'state'}\nfront: {{processes: {fronts}}}\n{more}"
         )
         self.log_path = directory / "log"
         with self.log_path.open("wb") as log:
@@ -137,6 +153,7 @@ def fake_daemon(
     *,
     fronts: int = 2,
     environment: dict[str, str] | None = None,
+    more: str = "jail: {self_test: false}\n",
 ) -> Iterator[FakeDaemon]:
     """
     Run a daemon with these policy files (name without suffix to text) for the length of a ``with`` block.
@@ -144,7 +161,7 @@ def fake_daemon(
     (directory / "policies").mkdir()
     for name, text in policies.items():
         (directory / "policies" / f"{name}.yaml").write_text(text)
-    daemon = FakeDaemon(directory, cache, fronts=fronts, environment=environment)
+    daemon = FakeDaemon(directory, cache, fronts=fronts, environment=environment, more=more)
     try:
         daemon.wait_ready()
         yield daemon

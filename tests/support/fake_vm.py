@@ -7,6 +7,7 @@ eventfd by the document's handshake. An answer is a function from `Event` to rec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -91,7 +92,7 @@ class FakeVm:
         self.failure: BaseException | None = None
         self.generation = 0
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- life ---
 
     def begin(self) -> None:
         """A new VM is there: VM_STARTED, state ready."""
@@ -106,7 +107,7 @@ class FakeVm:
         self.words[layout.OFFSET_VM_STATE // 4] = layout.VM_FAILED
         os.eventfd_write(self._client_fd, 1)
 
-    # --- by hand -----------------------------------------------------------------------------------------------------
+    # --- by hand ---
 
     def take(self) -> list[Event]:
         """Take what was submitted without answering it."""
@@ -161,7 +162,7 @@ class FakeVm:
         self.words[_CLIENT_NEED_WAKE] = 0
         os.eventfd_write(self._client_fd, 1)
 
-    # --- thread ------------------------------------------------------------------------------------------------------
+    # --- thread ---
 
     def start(self) -> FakeVm:
         """Serve from a thread until `stop`."""
@@ -183,10 +184,8 @@ class FakeVm:
                     continue
                 poller.poll(5000)
                 self.words[_VM_NEED_WAKE] = 0
-                try:
+                with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._vm_fd)
-                except BlockingIOError:
-                    pass
         except BaseException as failure:
             self.failure = failure
             raise

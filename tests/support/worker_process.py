@@ -6,11 +6,14 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.memfd import ChannelFds, create_blob, create_channel
 from sandboxd.channel.sync_vm import SyncVm
+from sandboxd.jail.jailer import Jailer, WorkerWishes
+from sandboxd.jail.waiter import worker_pid
 from sandboxd.limits import MIB, MS_NS, S_NS
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames, launch
@@ -48,15 +51,18 @@ def configuration(manifest: Manifest, ring_bytes: int, **changes: Any) -> bytes:
 
 
 class WorkerProcess:
-    """A worker; a context manager that ends it."""
+    """A jailed worker; a context manager that ends it. ``process`` is its waiter."""
 
-    def __init__(self, **setup: int) -> None:
+    def __init__(self, jailer: Jailer | None = None, **wishes: Any) -> None:
         with frames.Pair() as pair:
             self.socket = pair.ours
             self.process = launch.start(pair.theirs)
+            control_fd = pair.theirs.fileno()
         self.socket.settimeout(20)
-        self.send(control.ToWorker(setup=control.WorkerSetup(tenant="test", max_open_files=64, **setup)))
+        spec = launch.WorkerSpec("test", WorkerWishes(max_open_files=64, **wishes), jailer)
+        self.send(spec.setup(spec.plan(control_fd, self.process.pid)))
         self.layers = tuple(self.receive("ready").layers)
+        self.pid = worker_pid(self.process.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -138,21 +144,36 @@ class WorkerProcess:
 
     def cpu_ticks(self) -> int:
         """Return the CPU time of the process in clock ticks."""
-        with open(f"/proc/{self.process.pid}/stat") as file:
+        with open(f"/proc/{self.pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
 
 class OneVm:
-    """A worker that runs one VM of one bundle, and the client on its channel; a context manager."""
+    """
+    A worker that runs one VM of one bundle, and the client on its channel; a context manager.
 
-    def __init__(self, bundle: Bundle, *, cpu_ms: int = 20, start_ms: int = 500, **config: Any) -> None:
+    ``more`` are further bundles by plugin id (from 2), loaded before the VM is opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        cpu_ms: int = 20,
+        start_ms: int = 500,
+        more: Mapping[int, Bundle] | None = None,
+        jailer: Jailer | None = None,
+        **config: Any,
+    ) -> None:
         opening = {key: config.pop(key) for key in ("backoff_ms", "max_crashes", "spin") if key in config}
-        self.worker = WorkerProcess()
+        self.worker = WorkerProcess(jailer)
         self.fds = create_channel(65536)
         self.vm = SyncVm(VmClient(self.fds))
         try:
             assert self.worker.load(bundle.data, cpu_ms=cpu_ms, start_ms=start_ms) == ""
+            for plugin_id, other in (more or {}).items():
+                assert self.worker.load(other.data, plugin_id, cpu_ms=cpu_ms, start_ms=start_ms) == ""
             self.worker.open(self.fds, configuration(bundle.manifest, 65536, **config), **opening)
         except BaseException:
             self.__exit__()
