@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sandboxd import limits
 from sandboxd.errors import ConfigError
+from sandboxd.jail.layers import ALWAYS_REQUIRED, GROUPS, Layer
 from sandboxd.policy.read_plugin import checked_name
 from sandboxd.yaml_nodes import Source, Value, compose
 
@@ -99,6 +100,16 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class JailConfig:
+    """The jail of workers and compilers."""
+
+    tolerate: tuple[str, ...] = ()
+    """Layers, and groups of them, that may be missing though every machine should have them."""
+    self_test: bool = True
+    """Attack the jail at start, and do not serve if it does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelConfig:
     """The shared memory between a front and a VM."""
 
@@ -127,9 +138,10 @@ class DaemonConfig:
     cache_directory: Path
     """Compiled modules."""
     state_directory: Path
-    """What must survive a restart: the redaction key."""
+    """What must survive a restart: the keys of redaction and of compiled modules."""
     front: FrontConfig
     worker: WorkerConfig = WorkerConfig()
+    jail: JailConfig = JailConfig()
     channel: ChannelConfig = ChannelConfig()
     log: LogConfig = LogConfig()
     source_path: str = ""
@@ -230,7 +242,7 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
     if not any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
         return default
     directories = ("policies", "runtime_directory", "cache_directory", "state_directory")
-    parts = ("front", "worker", "channel", "log")
+    parts = ("front", "worker", "jail", "channel", "log")
     root = compose(text, Source(path, ConfigError)).section((*directories, *parts))
 
     def directory(key: str) -> Path:
@@ -245,6 +257,7 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
         state_directory=directory("state_directory"),
         front=_front(root.get("front"), default.front.processes, runtime, base),
         worker=_worker(root.get("worker")),
+        jail=_jail(root.get("jail")),
         channel=_channel(root.get("channel")),
         log=_log(root.get("log")),
         source_path=path,
@@ -346,6 +359,21 @@ def _worker(value: Value | None) -> WorkerConfig:
         # Below 1000 live the system's own users; 2^31 leaves room for every tenant.
         uid_base=uid.integer(1000, 2**31) if uid else default.uid_base,
         spin_us=spin.integer(0, limits.MAX_SPIN_US) if spin else default.spin_us,
+    )
+
+
+def _jail(value: Value | None) -> JailConfig:
+    default = JailConfig()
+    if value is None:
+        return default
+    section = value.section(("tolerate", "self_test"))
+    tolerate, self_test = section.get("tolerate"), section.get("self_test")
+    names = tuple(layer.value for layer in Layer if layer in ALWAYS_REQUIRED)
+    return JailConfig(
+        tolerate=tuple(item.choice((*names, *GROUPS)) for item in tolerate.items(most=len(Layer)))
+        if tolerate
+        else default.tolerate,
+        self_test=self_test.boolean() if self_test else default.self_test,
     )
 
 

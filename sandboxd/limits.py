@@ -117,6 +117,8 @@ MAX_RING_BYTES: Final = 16 * MIB
 
 MAX_SPIN_US: Final = 10_000
 """Busy waiting before sleep. Longer than 10 ms only burns a core."""
+MIN_CPUS_TO_SPIN: Final = 4
+"""On fewer, spinning takes the core that the VM, the front or the proxy would answer on (measured)."""
 
 # --- time and counts ------------------------------------------------------------------------------
 

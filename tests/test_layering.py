@@ -64,7 +64,9 @@ def assert_never_reached(root: str, forbidden: tuple[str, ...]) -> None:
 TRUSTED = sorted(
     name
     for name in MODULES
-    if name.startswith(("sandboxd.supervisor", "sandboxd.front", "sandboxd.policy", "sandboxd.commands", "sandboxd.cli"))
+    if name.startswith(
+        ("sandboxd.supervisor", "sandboxd.front", "sandboxd.policy", "sandboxd.commands", "sandboxd.cli")
+    )
 )
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
@@ -24,8 +25,6 @@ from sandboxd.channel.errors import ChannelBroken, ChannelFull
 
 _LOOKS = 8
 """Looks at the ring between two looks at the clock."""
-_CPUS_TO_SPIN = 4
-"""On fewer, spinning takes the core that the VM, or the proxy, would answer on."""
 _SWEEPS_PER_TIMEOUT = 8
 _LAZY_S = 0.01
 """How long the end of a stream may wait for a VM that sleeps."""
@@ -86,7 +85,7 @@ class AsyncVm:
         self._hooks = hooks
         self._timeout_ns = timeout_ns
         self._overdue_ns = overdue_ns
-        self._max_spin_ns = spin_ns if len(os.sched_getaffinity(0)) >= _CPUS_TO_SPIN else 0
+        self._max_spin_ns = spin_ns if len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN else 0
         self._spin_ns = self._max_spin_ns
         self._waiting: dict[int, asyncio.Future[Verdict | Lost] | None] = {}
         """Events whose outcome somebody wants; None until `wait` is called."""

@@ -335,9 +335,7 @@ def _header_expectation(value: Value) -> HeaderExpectation:
     if value.is_null():
         return HeaderExpectation(values=())
     if value.is_sequence():
-        return HeaderExpectation(
-            values=tuple(item.string(empty=True) for item in value.items(most=MAX_HEADERS))
-        )
+        return HeaderExpectation(values=tuple(item.string(empty=True) for item in value.items(most=MAX_HEADERS)))
     if value.is_mapping():
         return HeaderExpectation(pattern=_pattern(value.section(("matches",)).need("matches")))
     return HeaderExpectation(values=(value.string(empty=True),))

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.commands.check_plugin import Finding, PluginReport, Severity, check_tenant
-from sandboxd.commands.common import Colours, Subparsers, cache_directory, policies_of
+from sandboxd.commands.common import (
+    Colours,
+    Subparsers,
+    add_compiling_arguments,
+    compiling_of,
+    policies_of,
+)
 from sandboxd.errors import PolicyError
 
 
@@ -25,26 +31,22 @@ def add_parser(commands: Subparsers) -> None:
         "in a real worker, and show which ABI functions the module needs and whether the "
         "policy grants them. Exit status 1 if there are findings.",
     )
-    parser.add_argument(
-        "policies", metavar="POLICY", nargs="+", type=Path, help="a policy file or a directory of them"
-    )
+    parser.add_argument("policies", metavar="POLICY", nargs="+", type=Path, help="a policy file or a directory of them")
     parser.add_argument("--no-start", action="store_true", help="do not start the plugins")
     parser.add_argument("--strict", action="store_true", help="warnings are findings too")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--cache-directory", metavar="DIR", type=Path, help="compiled modules (default: the user's)"
-    )
+    add_compiling_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything and print what was found."""
     policies, errors = policies_of(args.policies)
-    cache = args.cache_directory or cache_directory()
+    compiling = compiling_of(args)
     findings = [_policy_finding(error) for error in errors]
     reports: list[PluginReport] = []
     for policy in policies:
-        found, plugins = check_tenant(policy, cache, start=not args.no_start)
+        found, plugins = check_tenant(policy, compiling, start=not args.no_start)
         findings += found
         reports += plugins
     if args.json:
@@ -88,9 +90,7 @@ def _print(findings: list[Finding], reports: list[PluginReport]) -> None:
 
 def _print_report(report: PluginReport, colours: Colours) -> None:
     print(f"{colours.bold}{report.tenant}/{report.plugin}{colours.off}  {report.policy_path}")
-    print(
-        f"  module       {report.module}  sha256 {report.module_sha256[:12]}  ABI {report.abi or 'unknown'}"
-    )
+    print(f"  module       {report.module}  sha256 {report.module_sha256[:12]}  ABI {report.abi or 'unknown'}")
     rows = (
         ("functions", report.granted_functions),
         ("not granted", report.denied_functions),

@@ -6,9 +6,9 @@ import dataclasses
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from sandboxd.commands.common import Compiling
 from sandboxd.errors import ModuleRejected, SandboxdError
 from sandboxd.log import GUEST_LEVELS, one_line
 from sandboxd.policy import capabilities as caps
@@ -76,13 +76,13 @@ class PluginReport:
 
 
 def check_tenant(
-    policy: TenantPolicy, cache: Path, *, start: bool
+    policy: TenantPolicy, compiling: Compiling, *, start: bool
 ) -> tuple[list[Finding], list[PluginReport]]:
     """Check every plugin of a tenant; ``start``: start each once in a worker."""
     findings: list[Finding] = []
     reports: list[PluginReport] = []
     for plugin in policy.plugins:
-        found, report = _Check(policy, plugin).run(cache, start=start)
+        found, report = _Check(policy, plugin, compiling).run(start=start)
         findings += found
         reports.append(report)
     return findings, reports
@@ -91,11 +91,12 @@ def check_tenant(
 class _Check:
     """One plugin under examination."""
 
-    def __init__(self, policy: TenantPolicy, plugin: PluginPolicy) -> None:
+    def __init__(self, policy: TenantPolicy, plugin: PluginPolicy, compiling: Compiling) -> None:
         self._policy = policy
         self._plugin = plugin
+        self._compiling = compiling
 
-    def run(self, cache: Path, *, start: bool) -> tuple[list[Finding], PluginReport]:
+    def run(self, *, start: bool) -> tuple[list[Finding], PluginReport]:
         report = PluginReport(
             tenant=self._policy.tenant,
             plugin=self._plugin.name,
@@ -104,7 +105,7 @@ class _Check:
             module_sha256=self._plugin.module.sha256,
         )
         try:
-            prepared = prepare_plugin(self._plugin, cache)
+            prepared = prepare_plugin(self._plugin, *self._compiling)
         except ModuleRejected as error:
             return [self._error("module", str(error))], report
         except SandboxdError as error:
@@ -119,9 +120,7 @@ class _Check:
     def _grants(self, report: PluginReport, prepared: PreparedPlugin) -> Iterator[Finding]:
         if report.denied_functions:
             names = ", ".join(report.denied_functions)
-            yield self._warning(
-                "denied_functions", f"the module imports what the policy does not grant: {names}"
-            )
+            yield self._warning("denied_functions", f"the module imports what the policy does not grant: {names}")
         if report.unavailable_functions:
             names = ", ".join(report.unavailable_functions)
             text = f"the module imports what this version does not offer: {names}"
@@ -141,7 +140,12 @@ class _Check:
 
     def _start(self, prepared: PreparedPlugin, report: PluginReport) -> tuple[list[Finding], PluginReport]:
         try:
-            with LocalSandbox(self._plugin, prepared=prepared, tenant=self._policy.tenant) as sandbox:
+            with LocalSandbox(
+                self._plugin,
+                prepared=prepared,
+                tenant=self._policy.tenant,
+                jailer=self._compiling.jailer,
+            ) as sandbox:
                 report = dataclasses.replace(report, layers=sandbox.layers, load_ms=sandbox.load_ns / 1e6)
                 try:
                     sandbox.open_vm()

@@ -10,12 +10,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
 from sandboxd.config import DEFAULT_CONFIG_PATH, DaemonConfig, UnixListen, default_config, load_config
-from sandboxd.errors import PolicyError
+from sandboxd.errors import ConfigError, PolicyError
+from sandboxd.jail.jailer import Jailer, this_machine
+from sandboxd.jail.layers import GROUPS, Layer, resolve
 from sandboxd.policy.load import load_directory, load_policy
 from sandboxd.policy.model import TenantPolicy
+from sandboxd.supervisor.rundir import make_directory
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -31,9 +35,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"the daemon's file (default: {DEFAULT_CONFIG_PATH} if it is there)",
     )
-    parser.add_argument(
-        "--runtime-directory", metavar="DIR", type=Path, help="sockets; instead of the file's"
-    )
+    parser.add_argument("--runtime-directory", metavar="DIR", type=Path, help="sockets; instead of the file's")
 
 
 def config_of(args: argparse.Namespace) -> DaemonConfig:
@@ -109,6 +111,49 @@ class Colours:
         )
 
 
-def cache_directory() -> Path:
-    """Return the user's cache of compiled modules."""
-    return default_config().cache_directory
+class Compiling(NamedTuple):
+    """How modules are compiled: the arguments of `sandboxd.supervisor.prepare.prepare_plugin` after the first."""
+
+    cache_directory: Path
+    jailer: Jailer
+    artefact_key: bytes | None
+
+
+def add_compiling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says where compiled modules are kept, and how compilers and workers are jailed."""
+    parser.add_argument(
+        "--cache-directory",
+        metavar="DIR",
+        type=Path,
+        help="compiled modules, with the key that authenticates them (default: the user's)",
+    )
+    parser.add_argument(
+        "--tolerate",
+        metavar="LAYER,...",
+        default="",
+        help="isolation layers that may be missing, as jail.tolerate in the daemon's file",
+    )
+
+
+def compiling_of(args: argparse.Namespace) -> Compiling:
+    """
+    Return how modules are compiled.
+
+    Raises:
+        ConfigError: an unknown layer, or a directory that cannot be used.
+        JailError: the machine cannot be asked what it can give.
+    """
+    jailer = this_machine(layers_of(args.tolerate))
+    if args.cache_directory is not None:
+        return Compiling(args.cache_directory, jailer, None)
+    config = default_config()
+    make_directory(config.state_directory, 0o700)
+    return Compiling(config.cache_directory, jailer, read_or_make_key(config.state_directory / KEY_NAME))
+
+
+def layers_of(names: str) -> frozenset[Layer]:
+    """Return the layers behind a list with commas. Raises ConfigError."""
+    try:
+        return resolve(tuple(name for name in names.split(",") if name))
+    except ValueError as error:
+        raise ConfigError(str(error), key="--tolerate", allowed=(*Layer, *GROUPS)) from None

@@ -39,9 +39,7 @@ def _differences(expect: Expectations, outcome: Outcome) -> Iterator[str]:
     yield from _logs(expect, outcome)
     yield from _properties(expect, outcome)
     if expect.denied is not None and set(expect.denied) != set(outcome.denied):
-        yield _differs(
-            "denied", ", ".join(sorted(set(expect.denied))), ", ".join(sorted(set(outcome.denied)))
-        )
+        yield _differs("denied", ", ".join(sorted(set(expect.denied))), ", ".join(sorted(set(outcome.denied))))
 
 
 def _logs(expect: Expectations, outcome: Outcome) -> Iterator[str]:
@@ -145,9 +143,7 @@ def _logged(wanted: LogExpectation, level: int, text: str) -> bool:
 def _all_logs(outcome: Outcome) -> str:
     if not outcome.logs:
         return "nothing was logged"
-    return "logged: " + "; ".join(
-        f"[{GUEST_LEVELS[level]}] {_shown(text)}" for level, text in outcome.logs[:20]
-    )
+    return "logged: " + "; ".join(f"[{GUEST_LEVELS[level]}] {_shown(text)}" for level, text in outcome.logs[:20])
 
 
 def _differs(key: str, wanted: str, got: str) -> str:

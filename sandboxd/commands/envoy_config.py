@@ -8,7 +8,14 @@ from typing import Any
 
 import yaml
 
-from sandboxd.commands.common import Subparsers, add_config_arguments, cache_directory, config_of, policies_of
+from sandboxd.commands.common import (
+    Subparsers,
+    add_compiling_arguments,
+    add_config_arguments,
+    compiling_of,
+    config_of,
+    policies_of,
+)
 from sandboxd.commands.envoy_filters import CLUSTER, bootstrap, cluster, http_filter
 from sandboxd.config import DaemonConfig, TcpListen, UnixListen
 from sandboxd.errors import ConfigError, PolicyError
@@ -34,15 +41,9 @@ def add_parser(commands: Subparsers) -> None:
         "policies", metavar="POLICY", nargs="*", type=Path, help="files or directories; default: the daemon's"
     )
     parser.add_argument("--fronts", metavar="N", type=int, help="front processes; instead of the file's")
-    parser.add_argument(
-        "--transport", choices=("ext_proc",), default="ext_proc", help="how Envoy reaches sandboxd"
-    )
-    parser.add_argument(
-        "--bootstrap", action="store_true", help="print a whole configuration with a listener, to try"
-    )
-    parser.add_argument(
-        "--cache-directory", metavar="DIR", type=Path, help="compiled modules (default: the user's)"
-    )
+    parser.add_argument("--transport", choices=("ext_proc",), default="ext_proc", help="how Envoy reaches sandboxd")
+    parser.add_argument("--bootstrap", action="store_true", help="print a whole configuration with a listener, to try")
+    add_compiling_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
         raise errors[0]
     if not policies:
         raise PolicyError("there is no policy file", path=str(config.policies))
-    cache = args.cache_directory or cache_directory()
+    compiling = compiling_of(args)
     filters = []
     for policy in policies:
         for plugin in policy.plugins:
-            prepared = prepare_plugin(plugin, cache)
+            prepared = prepare_plugin(plugin, *compiling)
             filters.append(
                 http_filter(
                     policy.tenant,

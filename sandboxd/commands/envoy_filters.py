@@ -57,9 +57,7 @@ REQUEST_ATTRIBUTES = (
 RESPONSE_ATTRIBUTES = ("response.code", "response.code_details", "response.flags", "upstream.address")
 
 
-def http_filter(
-    tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], functions: Iterable[str]
-) -> Json:
+def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], functions: Iterable[str]) -> Json:
     """
     Return the ext_proc filter that hands a stream to one plugin.
 

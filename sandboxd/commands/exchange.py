@@ -133,9 +133,7 @@ class Exchange:
     def _event(self, kind: int, payload: bytes, *, end_of_stream: bool) -> None:
         vm = self._vm
         try:
-            verdict = vm.call(
-                self._stream_id, kind, payload, end_of_stream=end_of_stream, timeout_s=self._timeout_s
-            )
+            verdict = vm.call(self._stream_id, kind, payload, end_of_stream=end_of_stream, timeout_s=self._timeout_s)
         except VmLost:
             raise self._failed(kind, Cause.TRAP, "the VM failed") from None
         except TimeoutError:
@@ -150,9 +148,7 @@ class Exchange:
         started = self._outcome.client.headers is not None
         decision = decide(self._plugin.policy.failure, _PHASES[kind], cause, response_started=started)
         self._outcome.action = Action.FAIL
-        self._outcome.failure = (
-            f"{text} ({_PHASES[kind].value}, {cause.value}); the policy says {decision.kind.value}"
-        )
+        self._outcome.failure = f"{text} ({_PHASES[kind].value}, {cause.value}); the policy says {decision.kind.value}"
         if decision.kind is ActionKind.RESPOND:
             self._outcome.client = Seen([(b":status", str(decision.status).encode())], ended=True)
         return _Stop()

@@ -12,7 +12,13 @@ from typing import Any
 
 from sandboxd.channel.sync_vm import SyncVm
 from sandboxd.commands.cases import Case, load_cases
-from sandboxd.commands.common import Colours, Subparsers, cache_directory
+from sandboxd.commands.common import (
+    Colours,
+    Compiling,
+    Subparsers,
+    add_compiling_arguments,
+    compiling_of,
+)
 from sandboxd.commands.compare import differences
 from sandboxd.commands.exchange import Exchange, Outcome
 from sandboxd.errors import PolicyError
@@ -21,6 +27,7 @@ from sandboxd.log import GUEST_LEVELS, one_line
 from sandboxd.policy.load import load_policy
 from sandboxd.policy.model import PluginPolicy, TenantPolicy
 from sandboxd.supervisor.local import LocalSandbox
+from sandboxd.supervisor.prepare import prepare_plugin
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -37,9 +44,7 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument("--plugin", metavar="NAME", help="which plugin, if the tenant has several")
     parser.add_argument("--verbose", action="store_true", help="show what the plugin logged in every case")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--cache-directory", metavar="DIR", type=Path, help="compiled modules (default: the user's)"
-    )
+    add_compiling_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -48,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy)
     plugin_policy = _choose(policy, args.plugin)
     cases = load_cases(args.cases)
-    cache = args.cache_directory or cache_directory()
-    results = _run_all(policy, plugin_policy, cases, cache)
+    results = _run_all(policy, plugin_policy, cases, compiling_of(args))
     if args.json:
         print(json.dumps(_as_json(results), indent=2))
     else:
@@ -74,11 +78,12 @@ def _choose(policy: TenantPolicy, name: str | None) -> PluginPolicy:
 
 
 def _run_all(
-    policy: TenantPolicy, plugin_policy: PluginPolicy, cases: list[Case], cache: Path
+    policy: TenantPolicy, plugin_policy: PluginPolicy, cases: list[Case], compiling: Compiling
 ) -> list[Result]:
     """Run every case; a VM that failed is replaced by a fresh one for the next."""
     results: list[Result] = []
-    with LocalSandbox(plugin_policy, cache_directory=cache, tenant=policy.tenant) as sandbox:
+    prepared = prepare_plugin(plugin_policy, *compiling)
+    with LocalSandbox(plugin_policy, prepared=prepared, tenant=policy.tenant, jailer=compiling.jailer) as sandbox:
         plugin = _as_front_has_it(policy, sandbox)
         vm: SyncVm | None = None
         for case in cases:

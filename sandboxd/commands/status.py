@@ -55,6 +55,7 @@ def lines(body: Json, colours: Colours) -> Iterator[str]:
     )
     if missing := body["cgroup"]["missing"]:
         yield f"{colours.yellow}No cgroups{colours.off}: {one_line(missing, 500)}"
+    yield from _jail_lines(body["jail"], colours)
     yield ""
     yield from table(
         ("FRONT", "PID", "UP", "MEMORY", "CPU", "STREAMS", "ADDRESSES"),
@@ -62,7 +63,7 @@ def lines(body: Json, colours: Colours) -> Iterator[str]:
     )
     yield ""
     yield from table(
-        ("TENANT", "STATE", "WORKER", "UP", "MEMORY", "CPU", "RESTARTS", "STREAMS", "CRASHES"),
+        ("TENANT", "STATE", "WORKER", "UP", "LAYERS", "MEMORY", "CPU", "WAITED", "RESTARTS", "STREAMS", "CRASHES"),
         [_tenant_row(tenant) for tenant in body["tenants"]],
     )
     yield ""
@@ -73,6 +74,15 @@ def lines(body: Json, colours: Colours) -> Iterator[str]:
         yield ""
         yield f"{colours.red}Problems{colours.off}"
         yield from (f"  {problem}" for problem in problems)
+
+
+def _jail_lines(jail: Json, colours: Colours) -> Iterator[str]:
+    for layer, reason in jail["tolerated"].items():
+        yield f"{colours.red}WORKERS ARE LESS ISOLATED{colours.off}: no {layer} ({one_line(reason, 300)})"
+    yield (
+        f"Jail: {len(jail['layers'])} layers, {jail['identity']}, self-test {jail['self_test']};"
+        f" missing: {', '.join(jail['missing']) or 'none'}"
+    )
 
 
 def _front_row(front: Json) -> tuple[str, ...]:
@@ -95,12 +105,21 @@ def _tenant_row(tenant: Json) -> tuple[str, ...]:
         tenant["state"],
         str(worker["pid"]) if worker else "-",
         _duration(worker["uptime_s"]) if worker else "-",
+        str(len(worker["layers"])) if worker else "-",
         _size(worker["rss_bytes"]) if worker else "-",
         f"{worker['cpu_s']:.1f}s" if worker else "-",
+        _waited(worker["cgroup"]) if worker and worker["cgroup"] else "-",
         str(tenant["restarts"]),
         str(sum(vm["streams"] for vm in vms)),
         str(sum(vm["crashes"] for vm in vms)),
     )
+
+
+def _waited(cgroup: Json) -> str:
+    """
+    Return how long the worker's threads wanted CPU or memory and had to wait: the kernel's pressure figures.
+    """
+    return f"cpu {cgroup['cpu_pressure_us'] / 1e6:.1f}s mem {cgroup['memory_pressure_us'] / 1e6:.1f}s"
 
 
 def _plugin_row(tenant: Json, plugin: Json) -> tuple[str, ...]:

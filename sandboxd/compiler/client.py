@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -25,10 +26,13 @@ from typing import Final
 
 from sandboxd.compiler.cache import ArtefactCache
 from sandboxd.compiler.frames import ExitCode, Job, encode
+from sandboxd.compiler.rejections import Rejections
 from sandboxd.errors import InternalError, ModuleRejected, WorkerError
 from sandboxd.hostcore import build as hostcore_build
+from sandboxd.jail import full_plan
 from sandboxd.jail.command import python_module
-from sandboxd.limits import DEFAULT_VM_MEMORY_BYTES
+from sandboxd.jail.jailer import Jailer, this_machine
+from sandboxd.limits import DEFAULT_VM_MEMORY_BYTES, GIB
 from sandboxd.vm.artefacts import MAX_BUNDLE_BYTES, Bundle, read_manifest
 from sandboxd.vm.identity import cache_key, engine_identity, settings_sha256
 from sandboxd.vm.link import LinkPlan, plan
@@ -36,9 +40,27 @@ from sandboxd.vm.wasm_binary import parse
 
 DEFAULT_TIMEOUT_S: Final = 120.0
 MAX_TEXT_BYTES: Final = 8192
+MEMORY_BYTES: Final = 4 * GIB
+"""Address space of a compiler. Code generation for the largest accepted module stays below this."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 _log = logging.getLogger(__name__)
+
+_rejections: Final = Rejections()
+
+
+class CompilerOverwhelmed(ModuleRejected):
+    """
+    The module made the compiler hang or blow up. ``timeout_s`` is the time that was not enough; None: it was
+    not for want of time.
+    """
+
+    def __init__(self, text: str, timeout_s: float | None = None) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.timeout_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +120,9 @@ def compile_module(
     *,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     cache_directory: Path | None = None,
+    cache_key_bytes: bytes | None = None,
     host: HostCode | None = None,
+    jailer: Jailer | None = None,
 ) -> Bundle:
     """
     Return the module's bundle, from the cache or from the compiler. Blocks; see `compile_module_async`.
@@ -108,10 +132,15 @@ def compile_module(
         settings: see `CompileSettings`.
         timeout_s: wall clock, and CPU rounded up, that the compiler may take.
         cache_directory: where bundles are kept; None keeps none.
+        cache_key_bytes: what authenticates them; None: see `ArtefactCache`.
         host: hostcore, if it is not the package's own.
+        jailer: of the compiler's process; None: this machine's, with nothing tolerated.
 
     Raises:
-        ModuleRejected: the module is at fault, or compiling it took too long or too much memory.
+        ModuleRejected: the module is at fault.
+        CompilerOverwhelmed: compiling it took too long or too much memory, or crashed the compiler; or it did
+            so before (`try_again`).
+        JailError: the machine cannot give a layer that every compiler needs.
         InternalError: the compiler failed for another reason.
         ConfigError: the cache directory is not ours alone.
     """
@@ -119,14 +148,22 @@ def compile_module(
     link = check_module(module, settings, host)
     digest = hashlib.sha256(module).hexdigest()
     key = cache_key(digest, host.engine, settings_sha256(settings.granted, settings.memory_bytes))
-    cache = ArtefactCache(cache_directory) if cache_directory is not None else None
+    cache = ArtefactCache(cache_directory, cache_key_bytes) if cache_directory is not None else None
     if cache is not None and (data := cache.get(key)) is not None:
         with contextlib.suppress(WorkerError):
             return _checked(data, link, digest, host, settings)
         cache.drop(key)
+    if known := _rejections.find(digest, key, timeout_s):
+        raise CompilerOverwhelmed(f"{known}; that was before, and it is not tried again for a while")
     started = time.monotonic()
     job = Job(module, host.hostcore, host.membrane, settings.granted, settings.memory_bytes, host.engine)
-    bundle = _checked(_run(encode(job), timeout_s), link, digest, host, settings)
+    try:
+        data = _run(encode(job), timeout_s, jailer or this_machine())
+    except CompilerOverwhelmed as error:
+        _log.warning("module %s: %s", digest[:12], error)
+        _rejections.remember(digest, key, str(error), error.timeout_s)
+        raise
+    bundle = _checked(data, link, digest, host, settings)
     _log.info(
         "compiled module %s: %d bytes of wasm to %d bytes in %.2f s",
         digest[:12],
@@ -137,6 +174,11 @@ def compile_module(
     if cache is not None:
         cache.put(key, bundle.data)
     return bundle
+
+
+def try_again(module_sha256: str) -> None:
+    """Forget that a module made the compiler hang or blow up."""
+    _rejections.forget(module_sha256)
 
 
 async def compile_module_async(
@@ -183,7 +225,7 @@ def _checked(data: bytes, link: LinkPlan, digest: str, host: HostCode, settings:
     return Bundle(data, manifest)
 
 
-def _run(job: bytes, timeout_s: float) -> bytes:
+def _run(job: bytes, timeout_s: float, jailer: Jailer) -> bytes:
     """Return the output of one compiler process."""
     with (
         _memfd("sandboxd-job") as job_fd,
@@ -191,13 +233,11 @@ def _run(job: bytes, timeout_s: float) -> bytes:
         _memfd("sandboxd-error") as error_fd,
     ):
         _write_sealed(job_fd, job)
-        argv, environment = python_module(
-            "sandboxd.compiler", str(job_fd), str(result_fd), str(max(1, int(timeout_s + 0.999)))
-        )
+        argv, environment = python_module("sandboxd.compiler", str(job_fd), str(result_fd))
         process = subprocess.Popen(
             argv,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=error_fd,
             stderr=error_fd,
             pass_fds=(job_fd, result_fd),
@@ -205,9 +245,19 @@ def _run(job: bytes, timeout_s: float) -> bytes:
             cwd="/",
         )
         try:
-            code = process.wait(timeout_s)
+            plan = jailer.compiler(
+                job_fd,
+                result_fd,
+                process.pid,
+                cpu_seconds=max(1, math.ceil(timeout_s)),
+                memory_bytes=MEMORY_BYTES,
+                result_bytes=MAX_BUNDLE_BYTES,
+            )
+            process.communicate(full_plan.encode(plan), timeout_s)
+            code = process.returncode
         except subprocess.TimeoutExpired:
-            raise ModuleRejected(f"compiling the module took more than {timeout_s:g} s") from None
+            text = f"compiling the module took more than {timeout_s:g} s"
+            raise CompilerOverwhelmed(text, timeout_s) from None
         finally:
             _end(process)
         return _result(code, result_fd, error_fd, timeout_s)
@@ -220,11 +270,15 @@ def _result(code: int, result_fd: int, error_fd: int, timeout_s: float) -> bytes
         raise ModuleRejected(_text(result_fd))
     if code == ExitCode.INTERNAL:
         raise InternalError(f"compiler: {_text(result_fd)}")
+    if code == ExitCode.EXHAUSTED:
+        raise CompilerOverwhelmed("compiling the module took too much memory, or gave too large a result")
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise ModuleRejected(f"compiling the module took more than {timeout_s:g} s of CPU")
+        text = f"compiling the module took more than {timeout_s:g} s of CPU"
+        raise CompilerOverwhelmed(text, timeout_s)
     if code < 0:
         name = signal.Signals(-code).name
-        raise ModuleRejected(f"compiling the module crashed the compiler, or took too much memory ({name})")
+        text = f"compiling the module crashed the compiler, or took too much memory ({name})"
+        raise CompilerOverwhelmed(text)
     raise InternalError(f"compiler: exit code {code}: {_text(error_fd)}")
 
 
@@ -232,6 +286,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill whatever is left of the process and its children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # what was not sent goes to nobody
+            process.stdin.close()
     process.wait()
 
 

@@ -27,6 +27,8 @@ class ExitCode(enum.IntEnum):
     """The output is the reason, in UTF-8: the module's fault."""
     INTERNAL = 21
     """The output is a text in UTF-8: our fault."""
+    EXHAUSTED = 22
+    """Memory ran out, or the bundle is too large."""
 
 
 @dataclass(frozen=True, slots=True)

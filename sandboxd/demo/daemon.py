@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
 from sandboxd.demo.process import Child, ChildFailedError
 from sandboxd.protos import admin_pb2
 from sandboxd.supervisor import admin, rundir
@@ -33,6 +34,17 @@ def _cache(directory: Path) -> Path:
         return directory / "cache"
     ours = found.st_uid == os.geteuid() and not found.st_mode & 0o077
     return SHARED_CACHE if ours else directory / "cache"
+
+
+def _state(directory: Path) -> Path:
+    """Return the daemon's state directory, with the key of the shared cache in it, or its files would be refused."""
+    state = directory / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    if _cache(directory) == SHARED_CACHE:
+        copy = state / KEY_NAME
+        copy.touch(0o600)
+        copy.write_bytes(read_or_make_key(SHARED_CACHE / KEY_NAME))
+    return state
 
 
 class Daemon:
@@ -67,7 +79,7 @@ class Daemon:
             "policies": str(policies),
             "runtime_directory": str(self.runtime),
             "cache_directory": str(_cache(directory)),
-            "state_directory": str(directory / "state"),
+            "state_directory": str(_state(directory)),
             "front": front,
             **config,
         }

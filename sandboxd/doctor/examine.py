@@ -56,7 +56,8 @@ def attacks_for(prison: Prison) -> tuple[Attack, ...]:
     """Return the attacks of this architecture that at least one available layer is there to stop."""
     missing = missing_layers(prison)
     attacks = ATTACKS[prison.facts.architecture]
-    return tuple(a for a in attacks if a.stoppers(prison.facts.privileged) - missing)
+    facts = prison.facts
+    return tuple(a for a in attacks if a.stoppers(facts.own_uids, facts.landlock_abi) - missing)
 
 
 def missing_layers(prison: Prison) -> frozenset[Layer]:
@@ -73,11 +74,11 @@ def attack_all(bait: Bait, prison: Prison) -> Iterator[tuple[Attack, Outcome]]:
 
 def examine(attack: Attack, bait: Bait, prison: Prison) -> Finding:
     """Ask all three questions of one attack."""
-    obstacles = attack.stoppers(prison.facts.privileged) - missing_layers(prison)
+    facts = prison.facts
+    obstacles = attack.stoppers(facts.own_uids, facts.landlock_abi) - missing_layers(prison)
     whole = run_attack(attack, bait, prison)
     alone = tuple(
-        (layer, run_attack(attack, bait, prison, obstacles - {layer} - prison.fixed))
-        for layer in sorted(obstacles)
+        (layer, run_attack(attack, bait, prison, obstacles - {layer} - prison.fixed)) for layer in sorted(obstacles)
     )
     without = run_attack(attack, bait, None if obstacles & prison.fixed else prison, obstacles)
     bare = without if not without.stopped else run_attack(attack, bait, None)

@@ -20,6 +20,7 @@ from sandboxd.doctor.probe import TIMEOUT_S, Prison
 from sandboxd.jail.enter import enter
 from sandboxd.jail.full_plan import JailPlan
 from sandboxd.jail.layers import Layer
+from sandboxd.jail.waiter import worker_pid
 
 _NOTHING: Final = frozenset[Layer]()
 _SECCOMP_FILTER_MODE: Final = "2"
@@ -76,19 +77,6 @@ def inmate(prison: Prison) -> Iterator[Inmate]:
             os.waitpid(waiter, 0)
 
 
-def worker_pid(waiter_pid: int) -> int:
-    """
-    Return the worker's pid as we see it, from its waiter's: the kernel's word, not the worker's.
-
-    Raises:
-        OSError: the waiter is gone or has no child yet.
-    """
-    children = Path(f"/proc/{waiter_pid}/task/{waiter_pid}/children").read_text().split()
-    if len(children) != 1:
-        raise OSError(0, f"process {waiter_pid} has {len(children)} children, not one worker")
-    return int(children[0])
-
-
 def status_fields(text: str) -> Mapping[str, str]:
     """Return the fields of a /proc/PID/status. Pure."""
     pairs = (line.partition(":") for line in text.splitlines())
@@ -117,9 +105,7 @@ def judge_owner(uid_line: str, file_owner: int) -> Seen:
     """Judge who owns the process's memory file: of a process that is not dumpable, never itself. Pure."""
     own = {int(word) for word in uid_line.split()}
     live = file_owner not in own
-    return Seen(
-        Layer.NON_DUMPABLE, live, f"/proc/PID/mem belongs to uid {file_owner}, the process is {uid_line}"
-    )
+    return Seen(Layer.NON_DUMPABLE, live, f"/proc/PID/mem belongs to uid {file_owner}, the process is {uid_line}")
 
 
 def observe(prison: Prison) -> tuple[Seen, ...]:

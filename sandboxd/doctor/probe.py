@@ -24,11 +24,12 @@ from sandboxd.jail.enter import enter
 from sandboxd.jail.facts import MachineFacts
 from sandboxd.jail.filter_files import FilterSet
 from sandboxd.jail.full_plan import JailPlan, JailRequest, plan
+from sandboxd.jail.jailer import SPARE_UID
 from sandboxd.jail.layers import Layer
 
 TIMEOUT_S: Final = 10.0
 _MAX_REPORT_BYTES: Final = 4096
-PROBE_UID: Final = 65533
+PROBE_UID: Final = SPARE_UID
 _EXIT_NOT_LOADED: Final = 127
 """The dynamic loader's own."""
 
@@ -67,17 +68,19 @@ class Prison:
     filters: FilterSet
     uid: int = PROBE_UID
     """The uid of a probe where the jail changes it."""
+    tolerate: frozenset[Layer] = frozenset()
+    """Layers that the operator does without where the machine lacks them."""
 
     @property
     def fixed(self) -> frozenset[Layer]:
         """
         Layers that cannot be left out: without root, the user namespace is what gives the right to the rest.
         """
-        return frozenset() if self.facts.privileged else frozenset({Layer.UID})
+        return frozenset() if self.facts.own_uids else frozenset({Layer.UID})
 
     def request(self, control_fd: int, pid: int, extra: frozenset[Layer]) -> JailRequest:
         """Return what a worker of this machine asks for; ``extra`` are layers that must be asked for."""
-        uid = self.uid if self.facts.privileged else 0
+        uid = self.uid if self.facts.own_uids else 0
         return JailRequest(
             self.filters.build(self.facts.architecture, control_fd, pid),
             control_fd,
@@ -85,6 +88,7 @@ class Prison:
             uid,
             max_open_files=256,
             max_threads=32,
+            tolerate=self.tolerate,
             disable_tsc=Layer.TSC in extra,
         )
 
@@ -94,9 +98,7 @@ class Prison:
         return replace(whole, steps=tuple(step for step in whole.steps if step.layer not in omit))
 
 
-def run_attack(
-    attack: Attack, bait: Bait, prison: Prison | None, omit: frozenset[Layer] = frozenset()
-) -> Outcome:
+def run_attack(attack: Attack, bait: Bait, prison: Prison | None, omit: frozenset[Layer] = frozenset()) -> Outcome:
     """
     Fork, jail the child, let it attack, and tell how it went; bounded in time.
 

@@ -48,16 +48,26 @@ class Report:
     """How a worker's identity is taken away: ``own uid`` or ``user namespace``."""
     layers: tuple[LayerReport, ...]
     attacks: tuple[Finding, ...]
+    tolerate: frozenset[Layer] = frozenset()
+    """Layers that the operator does without where they are missing."""
 
     @property
     def sound(self) -> bool:
-        """Whether nothing got through and no layer that is always required is missing."""
-        bad = {State.BROKEN}
+        """
+        Whether nothing got through and no layer that is always required is missing, but for tolerated ones.
+        """
+        required = ALWAYS_REQUIRED - self.tolerate
         return (
-            not any(line.state in bad for line in self.layers)
-            and not any(line.state is State.MISSING and line.layer in ALWAYS_REQUIRED for line in self.layers)
+            not any(line.state is State.BROKEN for line in self.layers)
+            and not any(line.state is State.MISSING and line.layer in required for line in self.layers)
             and all(finding.held for finding in self.attacks)
         )
+
+    @property
+    def done_without(self) -> tuple[Layer, ...]:
+        """Return the tolerated layers that are in fact missing."""
+        missing = [line.layer for line in self.layers if line.state is State.MISSING]
+        return tuple(layer for layer in missing if layer in ALWAYS_REQUIRED & self.tolerate)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -65,9 +75,8 @@ class Report:
             "sound": self.sound,
             "machine": self.machine,
             "identity": self.identity,
-            "layers": [
-                {"layer": line.layer, "state": line.state, "detail": line.detail} for line in self.layers
-            ],
+            "tolerated": list(self.done_without),
+            "layers": [{"layer": line.layer, "state": line.state, "detail": line.detail} for line in self.layers],
             "attacks": [_attack_json(finding) for finding in self.attacks],
         }
 
@@ -78,14 +87,15 @@ class Report:
         lines += ["", "Layers:"]
         lines += [f"  {line.state:8} {line.layer:20} {line.detail}" for line in self.layers]
         lines += ["", "Attacks from inside the jail:"]
-        lines += [
-            f"  {_verdict(finding):8} {finding.attack.wants}: {_answer(finding)}" for finding in self.attacks
-        ]
-        lines += [
-            "",
-            "Sound." if self.sound else "NOT SOUND: see the lines marked broken, missing or ESCAPED.",
-        ]
-        return "\n".join(lines)
+        lines += [f"  {_verdict(finding):8} {finding.attack.wants}: {_answer(finding)}" for finding in self.attacks]
+        return "\n".join([*lines, "", self._last_line()])
+
+    def _last_line(self) -> str:
+        if not self.sound:
+            return "NOT SOUND: see the lines marked broken, missing or ESCAPED."
+        if self.done_without:
+            return f"WEAKENED by jail.tolerate; missing: {', '.join(self.done_without)}."
+        return "Sound."
 
 
 def layer_reports(

@@ -26,6 +26,9 @@ _LEVELS = (logging.DEBUG, logging.DEBUG, logging.INFO, logging.WARNING, logging.
 GUEST_LINES_PER_SECOND = 1000
 GUEST_LINES_BURST = 5000
 """Lines of one plugin in one front process. What is over is counted."""
+GUEST_BYTES_PER_SECOND = 1 << 20
+GUEST_BYTES_BURST = 4 << 20
+"""Their text together."""
 _MAX_NAMES = 512
 """Different counters of one plugin; imports' names are the largest set and the module chooses them."""
 _MAX_DETAIL = 100
@@ -44,7 +47,8 @@ class PluginCounters:
         self.key = key
         self.values: dict[str, int] = {}
         self._clock = clock
-        self._tokens = float(GUEST_LINES_BURST)
+        self._lines_left = float(GUEST_LINES_BURST)
+        self._bytes_left = float(GUEST_BYTES_BURST)
         self._refilled = clock()
 
     def count(self, name: str, by: int = 1) -> int:
@@ -62,11 +66,21 @@ class PluginCounters:
             shown = f" ({one_line(detail, _MAX_DETAIL)})" if detail else ""
             _log.warning("%s: %s%s, %d so far", self.key, name, shown, value)
 
-    def notices(self, notices: list[Effect], imports: tuple[str, ...]) -> None:
-        """Deal with the log lines, denials and notes of one event."""
+    def notices(self, notices: list[Effect], imports: tuple[str, ...], max_lines: int, max_bytes: int) -> None:
+        """
+        Deal with the log lines, denials and notes of one event.
+
+        Args:
+            notices: of one event.
+            imports: names by index, for DENIED.
+            max_lines: of the policy. An honest VM keeps it by itself.
+            max_bytes: as max_lines, of their text.
+        """
         for notice in notices:
             if notice.kind == layout.LOG:
-                self._guest_line(notice)
+                max_lines -= 1
+                max_bytes -= len(notice.payload)
+                self._guest_line(notice, within_policy=max_lines >= 0 and max_bytes >= 0)
             elif notice.kind == layout.DENIED:
                 known = notice.arg < len(imports)
                 name = one_line(imports[notice.arg], _MAX_DETAIL) if known else "unknown"
@@ -76,12 +90,12 @@ class PluginCounters:
             elif notice.kind == layout.NOTE:
                 self.count(f"note.{layout.NOTE_NAMES.get(notice.arg, 'unknown')}")
 
-    def _guest_line(self, line: Effect) -> None:
+    def _guest_line(self, line: Effect, *, within_policy: bool) -> None:
         self.count("guest_log.lines")
         level = _LEVELS[line.arg]
-        if not guest_logger.isEnabledFor(level):
+        if within_policy and not guest_logger.isEnabledFor(level):
             return
-        if not self._take_token():
+        if not within_policy or not self._has_room(len(line.payload)):
             self.count("guest_log.dropped")
             return
         # `one_line` again on the text as a whole: an attacker must not forge a line of another tenant.
@@ -89,13 +103,16 @@ class PluginCounters:
         cut = " [cut]" if line.flags & layout.FLAG_TRUNCATED else ""
         guest_logger.log(level, "%s stream=%d: %s%s", self.key, line.stream_id, text, cut)
 
-    def _take_token(self) -> bool:
+    def _has_room(self, size: int) -> bool:
+        """Take a line of so many bytes out of the two buckets, if both have it."""
         now = self._clock()
-        self._tokens = min(GUEST_LINES_BURST, self._tokens + (now - self._refilled) * GUEST_LINES_PER_SECOND)
-        self._refilled = now
-        if self._tokens < 1:
+        passed_s, self._refilled = now - self._refilled, now
+        self._lines_left = min(GUEST_LINES_BURST, self._lines_left + passed_s * GUEST_LINES_PER_SECOND)
+        self._bytes_left = min(GUEST_BYTES_BURST, self._bytes_left + passed_s * GUEST_BYTES_PER_SECOND)
+        if self._lines_left < 1 or self._bytes_left < size:
             return False
-        self._tokens -= 1
+        self._lines_left -= 1
+        self._bytes_left -= size
         return True
 
 

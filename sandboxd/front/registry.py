@@ -113,7 +113,7 @@ class Channel:
     def take(self, verdict: Verdict) -> list[Effect]:
         """Deal with a verdict's notices and with effects on other streams; returns those on its own."""
         if verdict.notices:
-            self.counters.notices(verdict.notices, self.plugin.imports)
+            self._note(verdict.notices)
         effects = verdict.effects
         own = verdict.stream_id
         for effect in effects:
@@ -139,7 +139,11 @@ class Channel:
         self.take(verdict)
 
     def _loose(self, effect: Effect) -> None:
-        self.counters.notices([effect], self.plugin.imports)
+        self._note([effect])
+
+    def _note(self, notices: list[Effect]) -> None:
+        asked = self.plugin.policy.limits
+        self.counters.notices(notices, self.plugin.imports, asked.log_lines_per_event, asked.log_bytes_per_event)
 
     def _restarted(self, generation: int) -> None:
         if generation > 1:

@@ -35,9 +35,13 @@ class Attack:
     prepare: Callable[[], int] = field(default=lambda: 0)
     """Runs before the jail is closed: native code that was there all along."""
 
-    def stoppers(self, privileged: bool) -> frozenset[Layer]:
-        """Return the layers that stop it by themselves."""
-        return self.stopped_by if not privileged else self.stopped_by | self.privileged_only
+    landlock_abi: int = 1
+    """The oldest Landlock that knows of what it does."""
+
+    def stoppers(self, privileged: bool, landlock_abi: int) -> frozenset[Layer]:
+        """Return the layers that stop it by themselves, with the kernel's Landlock of this age."""
+        found = self.stopped_by if not privileged else self.stopped_by | self.privileged_only
+        return found if landlock_abi >= self.landlock_abi else found - {Layer.LANDLOCK}
 
 
 _SECCOMP: Final = frozenset({Layer.SECCOMP})
@@ -57,10 +61,9 @@ PORTABLE: Final = (
         "connect to a service of the machine",
         calls.connect_tcp,
         frozenset({Layer.SECCOMP, Layer.NETWORK_NAMESPACE, Layer.LANDLOCK}),
+        landlock_abi=4,
     ),
-    Attack(
-        "udp_send", "send a datagram", calls.send_udp, frozenset({Layer.SECCOMP, Layer.NETWORK_NAMESPACE})
-    ),
+    Attack("udp_send", "send a datagram", calls.send_udp, frozenset({Layer.SECCOMP, Layer.NETWORK_NAMESPACE})),
     Attack(
         "abstract_socket",
         "connect to an abstract Unix socket",
@@ -84,9 +87,7 @@ PORTABLE: Final = (
         _FILE | _TRACE,
         _LESS_THAN_PARENT,
     ),
-    Attack(
-        "leaked_fd", "use a descriptor that was left open", calls.leaked_descriptor, frozenset({Layer.FDS})
-    ),
+    Attack("leaked_fd", "use a descriptor that was left open", calls.leaked_descriptor, frozenset({Layer.FDS})),
     Attack(
         "mount",
         "mount a file system",
@@ -99,9 +100,7 @@ PORTABLE: Final = (
     Attack("clone3", "make a process by clone3", calls.clone3, _SECCOMP),
     Attack("ptrace", "trace another process", calls.ptrace, _OTHER_PROCESS | _TRACE, _LESS_THAN_PARENT),
     Attack("kill", "signal another process", calls.kill, _OTHER_PROCESS | {Layer.LANDLOCK_SCOPES}, _UID),
-    Attack(
-        "queue_signal", "queue a signal", calls.queue_signal, _OTHER_PROCESS | {Layer.LANDLOCK_SCOPES}, _UID
-    ),
+    Attack("queue_signal", "queue a signal", calls.queue_signal, _OTHER_PROCESS | {Layer.LANDLOCK_SCOPES}, _UID),
     Attack(
         "signal_thread",
         "signal a thread",
@@ -173,9 +172,7 @@ PORTABLE: Final = (
     ),
     Attack("dumpable", "make itself traceable again", calls.undo_dumpable, _BOTH_FILTERS),
     Attack("death_signal", "outlive its supervisor", calls.undo_death_signal, _BOTH_FILTERS),
-    Attack(
-        "io_uring", "submit calls past the filter by io_uring", calls.io_uring, _SECCOMP | {Layer.RLIMITS}
-    ),
+    Attack("io_uring", "submit calls past the filter by io_uring", calls.io_uring, _SECCOMP | {Layer.RLIMITS}),
     Attack("bpf", "load a BPF object", calls.bpf, frozenset({Layer.SECCOMP, Layer.CAPABILITIES}), _UID),
     Attack("userfaultfd", "stall the kernel by page faults", calls.userfaultfd, _SECCOMP),
     Attack("perf_event", "count events of the processor", calls.perf, _SECCOMP),
@@ -207,9 +204,7 @@ PORTABLE: Final = (
         prepare=lambda: calls.code_page(b"\xc3"),
     ),
     Attack("thread_flood", "start threads without end", calls.many_threads, frozenset({Layer.RLIMITS})),
-    Attack(
-        "fd_flood", "duplicate descriptors without end", calls.many_descriptors, frozenset({Layer.RLIMITS})
-    ),
+    Attack("fd_flood", "duplicate descriptors without end", calls.many_descriptors, frozenset({Layer.RLIMITS})),
     Attack("lock_memory", "pin memory", calls.locked_memory, frozenset({Layer.SECCOMP, Layer.RLIMITS})),
 )
 

@@ -96,9 +96,7 @@ def verify(program: tuple[Instruction, ...]) -> None:
         if instruction.code not in _KNOWN:
             raise ValueError(f"instruction {index}: code {instruction.code:#x} is not used here")
         if instruction.code == LD_ABS and (instruction.k % 4 or instruction.k > DATA_BYTES - 4):
-            raise ValueError(
-                f"instruction {index}: loads from {instruction.k}, which is not a word of the data"
-            )
+            raise ValueError(f"instruction {index}: loads from {instruction.k}, which is not a word of the data")
         if instruction.code in _JUMPS:
             farthest = index + 1 + max(instruction.jump_true, instruction.jump_false)
             if farthest >= len(program):

@@ -249,9 +249,7 @@ def pressure_total(text: str) -> int:
 def stale_leaves(root: Path, tenants: frozenset[str]) -> tuple[Path, ...]:
     """Return the tenants' leaves under ``root`` that belong to none of ``tenants``."""
     known = {leaf_name(tenant) for tenant in tenants}
-    return tuple(
-        path for path in sorted(root.glob(f"{TENANT_PREFIX}*")) if path.is_dir() and path.name not in known
-    )
+    return tuple(path for path in sorted(root.glob(f"{TENANT_PREFIX}*")) if path.is_dir() and path.name not in known)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """
 What this machine's kernel can give, asked of the kernel itself and not of its version.
 
-`read_facts` forks one child that tries every namespace; call it before the process has threads.
+`read_facts` forks one child that tries every namespace, so it needs a process with one thread. Everybody else
+calls `machine_facts`, which asks once per process and, where there are threads already, has a fresh process
+ask.
 """
 
 from __future__ import annotations
@@ -10,18 +12,22 @@ import functools
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 from sandboxd.errors import JailError
 from sandboxd.jail import capabilities, landlock, namespaces, speculation
 from sandboxd.jail.cgroup import CgroupFacts, read_cgroup_facts
+from sandboxd.jail.command import python_module
 from sandboxd.jail.syscalls import prctl, syscall
 
 _CAP_SETGID, _CAP_SETUID, _CAP_SETPCAP, _CAP_SYS_ADMIN = 6, 7, 8, 21
-_PRIVILEGES: Final = 1 << _CAP_SETGID | 1 << _CAP_SETUID | 1 << _CAP_SETPCAP | 1 << _CAP_SYS_ADMIN
+_CHANGE_UID: Final = 1 << _CAP_SETGID | 1 << _CAP_SETUID | 1 << _CAP_SETPCAP
+_PRIVILEGES: Final = _CHANGE_UID | 1 << _CAP_SYS_ADMIN
+_ASK_TIMEOUT_S: Final = 30.0
 
 _PR_GET_MDWE: Final = 66
 _PR_SCHED_CORE, _PR_SCHED_CORE_GET = 62, 0
@@ -58,8 +64,55 @@ class MachineFacts:
     speculation: dict[str, str]
     mount_point: str
     cgroup: CgroupFacts
+    may_change_uid: bool = False
+    """We may change uid, but perhaps not make namespaces: root in a container."""
     knobs: dict[str, str] = field(default_factory=dict)
     """Settings that explain an answer, as /proc/sys spells them; absent ones are left out."""
+
+    @property
+    def own_uids(self) -> bool:
+        """
+        Whether jailed processes get a uid of their own: with privilege, and where a uid can be changed and no
+        user namespace be had.
+        """
+        return self.privileged or (self.may_change_uid and bool(self.namespaces.get("user")))
+
+    def encode(self) -> str:
+        """Return the facts as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> MachineFacts:
+        """Read what `encode` wrote. Raises ValueError, KeyError, TypeError."""
+        fields = json.loads(text)
+        group = fields.pop("cgroup")
+        return cls(**fields, cgroup=CgroupFacts(**{**group, "controllers": tuple(group["controllers"])}))
+
+
+@functools.cache
+def machine_facts() -> MachineFacts:
+    """
+    Return the facts of this machine as this process has them; asked once. Any thread may call it.
+
+    Raises:
+        JailError: a fresh process that was to ask did not answer.
+    """
+    if len(list(Path("/proc/self/task").iterdir())) == 1:
+        return read_facts()
+    argv, environment = python_module("sandboxd.jail.facts")
+    try:
+        done = subprocess.run(
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_TIMEOUT_S,
+            check=True,
+        )
+        return MachineFacts.decode(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        raise JailError("facts", 0, f"the machine could not be asked: {error}") from error
 
 
 def read_facts() -> MachineFacts:
@@ -79,6 +132,7 @@ def read_facts() -> MachineFacts:
         speculation={name: speculation.state(name) for name in speculation.CONTROLS},
         mount_point=next((path for path in _MOUNT_POINTS if Path(path).is_dir()), "/"),
         cgroup=read_cgroup_facts(),
+        may_change_uid=effective & _CHANGE_UID == _CHANGE_UID,
         knobs=_read_knobs(Path("/proc/sys")),
     )
 
@@ -159,3 +213,7 @@ def _in_child(action: Callable[[], object]) -> tuple[str, dict[str, str]]:
         answer = json.loads(stream.read() or b'"the probe died"')
     os.waitpid(pid, 0)
     return (answer, {}) if isinstance(answer, str) else ("", answer)
+
+
+if __name__ == "__main__":
+    print(read_facts().encode())

@@ -111,9 +111,7 @@ def _parse_rule(entry: Any, path: str, key: str) -> list[Rule]:
             raise ConfigError(f"unknown system call {name!r}", path=path, key=f"{key}.syscall")
     if not isinstance(entry["comment"], str) or not entry["comment"].strip():
         raise ConfigError("must say which code needs the rule", path=path, key=f"{key}.comment")
-    conditions = tuple(
-        _parse_condition(item, path, f"{key}.when[{n}]") for n, item in enumerate(entry.get("when", []))
-    )
+    conditions = tuple(_parse_condition(item, path, f"{key}.when[{n}]") for n, item in enumerate(entry.get("when", [])))
     then = _parse_action(entry.get("then", "allow"), path, f"{key}.then")
     otherwise = _parse_action(entry["else"], path, f"{key}.else") if "else" in entry else None
     if otherwise is not None and not conditions:
@@ -155,9 +153,7 @@ def _parse_number(value: Any, path: str, key: str) -> int:
     for word in value.split("|"):
         name = word.strip()
         if name not in CONSTANTS:
-            raise ConfigError(
-                f"unknown constant {name!r}", path=path, key=key, allowed=tuple(sorted(CONSTANTS))
-            )
+            raise ConfigError(f"unknown constant {name!r}", path=path, key=key, allowed=tuple(sorted(CONSTANTS)))
         total |= CONSTANTS[name]
     return total
 
@@ -169,9 +165,7 @@ def _parse_action(value: Any, path: str, key: str) -> int:
         return RET_KILL_PROCESS
     code = getattr(errno, value, None) if isinstance(value, str) and value.startswith("E") else None
     if not isinstance(code, int):
-        raise ConfigError(
-            f"{value!r} is no action", path=path, key=key, allowed=("allow", "kill", "an errno")
-        )
+        raise ConfigError(f"{value!r} is no action", path=path, key=key, allowed=("allow", "kill", "an errno"))
     return RET_ERRNO | code
 
 

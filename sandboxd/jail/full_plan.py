@@ -205,7 +205,7 @@ _NAMESPACE_KINDS: Final = (
 
 def _all_steps(request: JailRequest, facts: MachineFacts) -> Iterable[Step]:
     yield from _outside(request)
-    yield from _waiter(request)
+    yield from _waiter(request, facts)
     yield from _inside(request, facts)
     yield Step(Phase.LOADED, "seal_executable", Layer.NO_NEW_EXEC)
     yield Step(Phase.LOADED, "mdwe", Layer.MDWE)
@@ -214,9 +214,7 @@ def _all_steps(request: JailRequest, facts: MachineFacts) -> Iterable[Step]:
 
 
 def _outside(request: JailRequest) -> Iterable[Step]:
-    yield Step(
-        Phase.OUTSIDE, "close_fds", Layer.FDS, (("keep", (0, 1, 2, request.control_fd, *request.extra_fds)),)
-    )
+    yield Step(Phase.OUTSIDE, "close_fds", Layer.FDS, (("keep", (0, 1, 2, request.control_fd, *request.extra_fds)),))
     yield Step(Phase.OUTSIDE, "clear_environment", Layer.ENVIRONMENT)
     yield Step(Phase.OUTSIDE, "oom_first", Layer.RLIMITS)
     if not request.uid:
@@ -226,9 +224,9 @@ def _outside(request: JailRequest) -> Iterable[Step]:
         yield Step(Phase.OUTSIDE, "namespace", layer, (("kind", kind),))
 
 
-def _waiter(request: JailRequest) -> Iterable[Step]:
+def _waiter(request: JailRequest, facts: MachineFacts) -> Iterable[Step]:
     yield Step(Phase.WAITER, "rlimits", Layer.RLIMITS, (("limits", (("CORE", 0),)),))
-    yield from _drop_privileges(request, Phase.WAITER)
+    yield from _drop_privileges(request, facts, Phase.WAITER)
     arguments = (("program", request.programs.waiter.hex()),)
     yield Step(Phase.WAITER, "seccomp", Layer.SECCOMP, arguments)
 
@@ -239,7 +237,7 @@ def _inside(request: JailRequest, facts: MachineFacts) -> Iterable[Step]:
     yield Step(inside, "host_name", Layer.UTS_NAMESPACE, (("host_name", "jail"),))
     yield Step(inside, "rlimits", Layer.RLIMITS, (("limits", _limits(request)),))
     yield Step(inside, "new_keyring", Layer.KEYRING)
-    yield from _drop_privileges(request, inside)
+    yield from _drop_privileges(request, facts, inside)
     controls = [name for name, state in facts.speculation.items() if state == "controllable"]
     for name in controls:
         yield Step(inside, "speculation", Layer.SPECULATION, (("control", name),))
@@ -251,8 +249,10 @@ def _inside(request: JailRequest, facts: MachineFacts) -> Iterable[Step]:
     yield Step(inside, "seccomp", Layer.SECCOMP, (("program", request.programs.worker.hex()),))
 
 
-def _drop_privileges(request: JailRequest, phase: Phase) -> Iterable[Step]:
-    yield Step(phase, "bounding_set", Layer.CAPABILITIES)
+def _drop_privileges(request: JailRequest, facts: MachineFacts, phase: Phase) -> Iterable[Step]:
+    if request.uid or not facts.namespaces.get("user"):
+        # Without either there is no right to empty it, and no capability that no_new_privs would let back in.
+        yield Step(phase, "bounding_set", Layer.CAPABILITIES)
     if request.uid:
         yield Step(phase, "change_uid", Layer.UID, (("uid", request.uid), ("gid", request.gid)))
     yield Step(phase, "drop_capabilities", Layer.CAPABILITIES)
@@ -289,9 +289,7 @@ def decode(data: bytes) -> JailPlan:
     """Read an encoded plan; it comes from the supervisor, so anything odd is a bug. Raises ValueError."""
     document = json.loads(data)
     steps = tuple(
-        Step(
-            Phase(phase), name, Layer(layer), tuple((key, _freeze(value)) for key, value in arguments.items())
-        )
+        Step(Phase(phase), name, Layer(layer), tuple((key, _freeze(value)) for key, value in arguments.items()))
         for phase, name, layer, arguments in document["steps"]
     )
     return JailPlan(steps, tuple((Layer(layer), reason) for layer, reason in document["missing"]))

@@ -30,9 +30,7 @@ def symbols(image: bytes) -> dict[bytes, int]:
     """Return the dynamic symbols of a 64-bit little-endian ELF image: name to offset. Pure."""
     (section_offset,) = struct.unpack_from("<Q", image, 40)
     entry_bytes, count = struct.unpack_from("<HH", image, 58)
-    sections = [
-        struct.unpack_from("<IIQQQQIIQQ", image, section_offset + n * entry_bytes) for n in range(count)
-    ]
+    sections = [struct.unpack_from("<IIQQQQIIQQ", image, section_offset + n * entry_bytes) for n in range(count)]
     found: dict[bytes, int] = {}
     for _name, kind, _flags, _address, offset, size, link, _info, _align, item_bytes in sections:
         if kind != _SHT_DYNSYM:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from sandboxd.policy.model import ResolvedCapabilities
 
-MAP_READS = frozenset(
-    {"proxy_get_header_map_value", "proxy_get_header_map_pairs", "proxy_get_header_map_size"}
-)
+MAP_READS = frozenset({"proxy_get_header_map_value", "proxy_get_header_map_pairs", "proxy_get_header_map_size"})
 MAP_WRITES = frozenset(
     {
         "proxy_add_header_map_value",
@@ -206,9 +204,7 @@ UNAVAILABLE = UNAVAILABLE_FUNCTIONS | UNAVAILABLE_CALLBACKS
 ALL = HOST_FUNCTIONS | WASI_FUNCTIONS | CALLBACKS
 """Every capability name there is."""
 
-_MINIMAL = (
-    BASIC_FUNCTIONS | MAP_READS | {"proxy_get_buffer_bytes"} | WASI_BASICS | LIFE_CALLBACKS | HEADER_CALLBACKS
-)
+_MINIMAL = BASIC_FUNCTIONS | MAP_READS | {"proxy_get_buffer_bytes"} | WASI_BASICS | LIFE_CALLBACKS | HEADER_CALLBACKS
 
 PRESETS: dict[str, ResolvedCapabilities] = {
     "none": frozenset(),
@@ -272,9 +268,7 @@ def _missing_context_create(capabilities: ResolvedCapabilities) -> Iterable[Capa
         )
 
 
-def _missing_imports(
-    capabilities: ResolvedCapabilities, imports: Iterable[str] | None
-) -> Iterable[CapabilityProblem]:
+def _missing_imports(capabilities: ResolvedCapabilities, imports: Iterable[str] | None) -> Iterable[CapabilityProblem]:
     for name in sorted(GO_START_FUNCTIONS.intersection(imports or ()) - capabilities):
         problem = "is imported by the module but not granted; Go modules die without it"
         yield CapabilityProblem(name, problem, fatal=False)

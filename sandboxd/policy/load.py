@@ -14,21 +14,16 @@ from pathlib import Path
 
 from sandboxd import limits
 from sandboxd.errors import ModuleRejected, PolicyError
+from sandboxd.jail.layers import GROUPS, Layer
 from sandboxd.policy.model import Isolation, ModuleRef, PluginPolicy, TenantPolicy
 from sandboxd.policy.read_plugin import Modules, read_name, read_plugin
 from sandboxd.yaml_nodes import Source, Value, compose
 
-ISOLATION_LAYERS = (
-    "no_new_privs",
-    "rlimits",
-    "uid",
-    "cgroup",
-    "seccomp",
-    "landlock",
-    "namespaces",
-    "capabilities",
-)
-"""Layers that ``isolation.require`` may name. Whether the machine has one is the jail's business."""
+ISOLATION_LAYERS = (*(layer.value for layer in Layer), *GROUPS)
+"""
+Layers, and groups of them, that ``isolation.require`` may name. Whether the machine has one is the jail's
+business.
+"""
 
 _TENANT_KEYS = ("tenant", "isolation", "plugins")
 
@@ -75,9 +70,7 @@ def _policy_files(directory: Path) -> list[Path]:
     try:
         entries = sorted(directory.iterdir())
     except OSError as error:
-        raise PolicyError(
-            f"cannot read the policy directory: {error.strerror}", path=str(directory)
-        ) from None
+        raise PolicyError(f"cannot read the policy directory: {error.strerror}", path=str(directory)) from None
     files = [path for path in entries if path.suffix in (".yaml", ".yml") and path.name[0] != "."]
     if len(files) > limits.MAX_TENANTS:
         raise PolicyError(f"{len(files)} policy files, at most {limits.MAX_TENANTS}", path=str(directory))

@@ -141,9 +141,7 @@ CLIENT_ADDRESS_HEADERS = (
 )
 """The client's address in its header forms, hidden by default in every header map."""
 
-DEFAULT_HEADER_RULES = tuple(
-    HeaderRule(name, RedactMode.DROP) for name in HIDDEN_HEADERS + CLIENT_ADDRESS_HEADERS
-)
+DEFAULT_HEADER_RULES = tuple(HeaderRule(name, RedactMode.DROP) for name in HIDDEN_HEADERS + CLIENT_ADDRESS_HEADERS)
 DEFAULT_PROPERTY_RULES = (PropertyRule(("source", "address")), PropertyRule(("source", "port")))
 
 

@@ -160,10 +160,7 @@ def _environment(value: Value) -> tuple[tuple[str, str], ...]:
         if "\0" in text:
             raise entry.fail("environment values must not hold NUL")
         found.append((name, text))
-    if (
-        sum(len(name.encode()) + len(text.encode()) + 2 for name, text in found)
-        > limits.MAX_ENVIRONMENT_BYTES
-    ):
+    if sum(len(name.encode()) + len(text.encode()) + 2 for name, text in found) > limits.MAX_ENVIRONMENT_BYTES:
         raise value.fail(f"is larger than {limits.MAX_ENVIRONMENT_BYTES} bytes in all")
     return tuple(found)
 
@@ -242,9 +239,7 @@ def _failure(value: Value | None) -> FailurePolicy:
     return FailurePolicy(
         policy=policy.choice(OnFailure) if policy else default.policy,
         status=status.integer(400, 599) if status else default.status,
-        restart=_restart(restart.section(("backoff", "max_crashes", "window")))
-        if restart
-        else default.restart,
+        restart=_restart(restart.section(("backoff", "max_crashes", "window"))) if restart else default.restart,
     )
 
 

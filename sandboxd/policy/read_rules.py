@@ -39,9 +39,7 @@ def read_redaction(value: Value | None) -> RedactionPolicy:
     section = value.section((*Section, "properties"))
     properties = section.get("properties")
     headers = {key.value: _header_rules(section.get(key)) for key in Section}
-    return RedactionPolicy(
-        **headers, properties=_property_rules(properties) if properties else DEFAULT_PROPERTY_RULES
-    )
+    return RedactionPolicy(**headers, properties=_property_rules(properties) if properties else DEFAULT_PROPERTY_RULES)
 
 
 def _header_rules(value: Value | None) -> tuple[HeaderRule, ...]:
@@ -134,9 +132,7 @@ def read_write(value: Value | None) -> WritePolicy:
         properties=properties.boolean() if properties else default.properties,
         max_headers=count.integer(0, limits.MAX_WRITTEN_HEADERS) if count else default.max_headers,
         max_header_bytes=one.size(0, limits.MAX_HEADER_BYTES) if one else default.max_header_bytes,
-        max_headers_bytes=(
-            total.size(0, limits.MAX_WRITTEN_HEADERS_BYTES) if total else default.max_headers_bytes
-        ),
+        max_headers_bytes=(total.size(0, limits.MAX_WRITTEN_HEADERS_BYTES) if total else default.max_headers_bytes),
     )
 
 

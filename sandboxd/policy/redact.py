@@ -183,9 +183,7 @@ class Redactor:
         """Return what the plugin changed in its view, in its own words; see `changes`."""
         return diff(before_view, after_view)
 
-    def changes(
-        self, headers: Headers, before_view: Headers, after_view: Headers, section: Section
-    ) -> HeaderDiff:
+    def changes(self, headers: Headers, before_view: Headers, after_view: Headers, section: Section) -> HeaderDiff:
         """
         Return what to change in the proxy's map.
 
@@ -202,9 +200,7 @@ class Redactor:
         changes = diff(before_view, after_view)
         if before_view is headers or not changes.set:
             return changes
-        restored = tuple(
-            (name, self._restored(headers, section, name, values)) for name, values in changes.set
-        )
+        restored = tuple((name, self._restored(headers, section, name, values)) for name, values in changes.set)
         return HeaderDiff(changes.removed, restored, changes.added)
 
     def _restored(

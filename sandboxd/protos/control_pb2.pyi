@@ -43,20 +43,12 @@ class ToWorker(_message.Message):
     def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class WorkerSetup(_message.Message):
-    __slots__ = ("tenant", "uid", "gid", "max_processes", "max_open_files", "address_space_bytes")
+    __slots__ = ("tenant", "jail_plan")
     TENANT_FIELD_NUMBER: _ClassVar[int]
-    UID_FIELD_NUMBER: _ClassVar[int]
-    GID_FIELD_NUMBER: _ClassVar[int]
-    MAX_PROCESSES_FIELD_NUMBER: _ClassVar[int]
-    MAX_OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_SPACE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JAIL_PLAN_FIELD_NUMBER: _ClassVar[int]
     tenant: str
-    uid: int
-    gid: int
-    max_processes: int
-    max_open_files: int
-    address_space_bytes: int
-    def __init__(self, tenant: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., max_processes: _Optional[int] = ..., max_open_files: _Optional[int] = ..., address_space_bytes: _Optional[int] = ...) -> None: ...
+    jail_plan: bytes
+    def __init__(self, tenant: _Optional[str] = ..., jail_plan: _Optional[bytes] = ...) -> None: ...
 
 class LoadPlugin(_message.Message):
     __slots__ = ("plugin_id", "name", "memory_bytes", "cpu_per_call_ns", "start_cpu_ns")
@@ -121,12 +113,10 @@ class FromWorker(_message.Message):
     def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ...) -> None: ...
 
 class WorkerReady(_message.Message):
-    __slots__ = ("pid", "layers")
-    PID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("layers",)
     LAYERS_FIELD_NUMBER: _ClassVar[int]
-    pid: int
     layers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pid: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, layers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PluginLoaded(_message.Message):
     __slots__ = ("plugin_id", "error", "load_ns")

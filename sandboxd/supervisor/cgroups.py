@@ -13,6 +13,7 @@ tenant with a tenth of a CPU would need ten times as long to start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -69,9 +70,14 @@ class WorkerCgroup:
         limit = self._limits.memory_bytes
         return f"was killed by the kernel: it needed more than isolation.memory ({limit} bytes)"
 
+    def kill(self) -> None:
+        """End everything inside at once, what is being forked included."""
+        with contextlib.suppress(OSError):  # the caller kills the worker itself as well
+            self._leaf.kill()
+
     async def remove(self) -> None:
         """Kill what is left inside and remove the leaf. What goes wrong is logged: nobody waits for this."""
-        self._leaf.kill()
+        self.kill()
         try:
             await asyncio.to_thread(self._leaf.remove)
         except JailError as error:
@@ -146,8 +152,8 @@ class Cgroups:
 
 
 def limits_of(isolation: Isolation) -> CgroupLimits:
-    """Return the limits that a policy asks for."""
-    return CgroupLimits(memory_bytes=isolation.memory_bytes, cpus=isolation.cpu, pids=isolation.pids)
+    """Return the limits that a policy asks for; the worker's waiter comes on top of its threads."""
+    return CgroupLimits(memory_bytes=isolation.memory_bytes, cpus=isolation.cpu, pids=isolation.pids + 1)
 
 
 def usage_status(usage: CgroupUsage) -> dict[str, int]:

@@ -15,10 +15,14 @@ import sys
 from typing import Any
 
 import sandboxd
-from sandboxd import log
+from sandboxd import limits, log
+from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
 from sandboxd.config import DaemonConfig, LogLevel
-from sandboxd.errors import ConfigError, OperatorError, PolicyError, SandboxdError, WorkerError
+from sandboxd.doctor.run import self_test
+from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, SandboxdError, WorkerError
 from sandboxd.jail.cgroup import read_cgroup_facts
+from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
+from sandboxd.jail.layers import resolve
 from sandboxd.policy.load import PolicyDirectory, load_directory
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.protos import admin_pb2 as admin
@@ -67,6 +71,8 @@ def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
     loaded = load_directory(config.policies)
     runtime = RuntimeDirectory(config.runtime_directory)
     keys = RedactionKeys(config.state_directory)
+    jailer = _jailer(config)  # while there is one thread
+    artefact_key = read_or_make_key(config.state_directory / KEY_NAME)
     our_code()  # built once, before anybody waits for it
     cgroups = Cgroups.take(read_cgroup_facts())  # while we are alone in ours
     if not cgroups.live:
@@ -75,11 +81,26 @@ def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
     zygote = Zygote(front_main or functools.partial(_front_main, config))
     logs.fronts_can_be_forked()
     try:
-        return asyncio.run(Daemon(config, runtime, keys, zygote, cgroups).run(loaded))
+        daemon = Daemon(config, runtime, keys, zygote, cgroups=cgroups, jailer=jailer, artefact_key=artefact_key)
+        return asyncio.run(daemon.run(loaded))
     finally:
         zygote.close()
         runtime.close()
         logs.close()
+
+
+def _jailer(config: DaemonConfig) -> Jailer:
+    """
+    Return what makes the jails; say loudly what they lack.
+
+    Raises:
+        JailError: the machine lacks a layer that every worker needs.
+    """
+    jailer = this_machine(resolve(config.jail.tolerate))
+    for layer, reason in jailer.tolerated():
+        _log.warning("WORKERS ARE LESS ISOLATED: jail.tolerate does without %s (%s)", layer, reason)
+    jailer.check(frozenset())
+    return jailer
 
 
 def _front_main(config: DaemonConfig, index: int, control: socket.socket) -> None:
@@ -101,6 +122,8 @@ class Daemon:
         keys: the tenants' redaction keys.
         zygote: forked already.
         cgroups: taken over already, or not to be had.
+        jailer: makes the workers' and compilers' jails.
+        artefact_key: authenticates compiled modules.
     """
 
     def __init__(
@@ -109,12 +132,17 @@ class Daemon:
         runtime: RuntimeDirectory,
         keys: RedactionKeys,
         zygote: Zygote,
+        *,
         cgroups: Cgroups,
+        jailer: Jailer,
+        artefact_key: bytes,
     ) -> None:
         self._config = config
         self._keys = keys
         self._zygote = zygote
         self._cgroups = cgroups
+        self._jailer = jailer
+        self._artefact_key = artefact_key
         self._notifier = Notifier()
         self._admin_path = runtime.admin_socket
         self._uids: dict[str, int] = {}
@@ -157,7 +185,8 @@ class Daemon:
             starting.result()
 
     async def _start_serving(self, loaded: PolicyDirectory) -> None:
-        if not await self.fronts.wait_ready(FRONTS_READY_TIMEOUT_S):
+        ready, _ = await asyncio.gather(self.fronts.wait_ready(FRONTS_READY_TIMEOUT_S), self._self_test())
+        if not ready:
             raise WorkerError("the front processes did not start; their errors are in the log above")
         await self.pool.apply(loaded)
         self._notifier.ready(self._summary())
@@ -165,8 +194,25 @@ class Daemon:
         if self._notifier.watchdog_s:
             self._spawn(self._watchdog(self._notifier.watchdog_s / 3))
 
+    async def _self_test(self) -> None:
+        """
+        Attack the jail as the workers get it.
+
+        Raises:
+            JailError: it does not hold.
+        """
+        if not self._config.jail.self_test:
+            return
+        uid = self._config.worker.uid_base if self._jailer.own_uids else 0
+        through = await asyncio.to_thread(self_test, uid, tolerate=self._jailer.tolerate)
+        if through:
+            escapes = ", ".join(f"{name} ({answer})" for name, answer in sorted(through.items()))
+            raise JailError("self-test", 0, f"attacks got through: {escapes}; see `sandboxd doctor`")
+        _log.info("self-test: no attack gets out of the jail")
+
     def _services(self) -> Services:
-        spin = self._config.worker.spin_us * LOOKS_PER_US if len(os.sched_getaffinity(0)) > 1 else 0
+        may_spin = len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN
+        spin = self._config.worker.spin_us * LOOKS_PER_US if may_spin else 0
         return Services(
             fronts=self.fronts,
             settings=Settings(
@@ -180,7 +226,9 @@ class Daemon:
     async def _prepare(self, policy: TenantPolicy) -> PreparedTenant:
         self._check_threads(policy)
         async with self._compilers:
-            return await asyncio.to_thread(prepare_tenant, policy, self._config.cache_directory)
+            return await asyncio.to_thread(
+                prepare_tenant, policy, self._config.cache_directory, self._jailer, self._artefact_key
+            )
 
     def _check_threads(self, policy: TenantPolicy) -> None:
         """A worker that runs into its limit of threads would die at its start, again and again."""
@@ -194,13 +242,17 @@ class Daemon:
             )
 
     def _worker_spec(self, policy: TenantPolicy) -> WorkerSpec:
-        cgroup = self._cgroups.worker(policy)
-        if os.geteuid() != 0:
-            return WorkerSpec(policy.tenant, cgroup=cgroup)
+        require = resolve(policy.isolation.require)
+        self._jailer.check(require)  # before anything is made for it
         uid = self._uids.setdefault(policy.tenant, self._config.worker.uid_base + len(self._uids))
-        # Two workers of one tenant run side by side while a version replaces another.
-        processes = 2 * policy.isolation.pids
-        return WorkerSpec(policy.tenant, uid=uid, gid=uid, max_processes=processes, cgroup=cgroup)
+        wishes = WorkerWishes(
+            uid=uid,
+            gid=uid,
+            # Two workers of one tenant run side by side while a version replaces another, each with a waiter.
+            max_threads=2 * (policy.isolation.pids + 1),
+            require=require,
+        )
+        return WorkerSpec(policy.tenant, wishes, self._jailer, self._cgroups.worker(policy))
 
     # --- FrontListener ---
 
@@ -276,6 +328,7 @@ class Daemon:
             "policies": str(self._config.policies),
             "policy_errors": self.pool.file_errors,
             "cgroup": self._cgroups.status(),
+            "jail": status.jail_status(self._jailer, self_test=self._config.jail.self_test),
             "front_restarts": self.fronts.restarts,
             "fronts": status.fronts_status(self.fronts, self.pool, now_s),
             "tenants": status.pool_status(self.pool, now_s),
@@ -303,5 +356,5 @@ class Daemon:
     def _background_done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, OperatorError | WorkerError):
+        if error is not None and not isinstance(error, OperatorError | WorkerError | JailError):
             _log.error("a task of the supervisor failed", exc_info=error)

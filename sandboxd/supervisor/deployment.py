@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sandboxd.channel.memfd import create_channel
 from sandboxd.errors import WorkerError
+from sandboxd.jail.layers import resolve
 from sandboxd.supervisor import front_frames, worker_protocol
 from sandboxd.supervisor.fronts import Front
 from sandboxd.supervisor.launch import WorkerSpec
@@ -93,6 +94,7 @@ class Deployment:
         self._plugin_ids = {name: number for number, name in enumerate(prepared.plugins, 1)}
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._loaded: dict[int, asyncio.Future[str]] = {}
+        self._all_loaded = False
         self._throttle = Throttle(per_second=5, burst=20)
         self._drain_timer: asyncio.TimerHandle | None = None
         self.worker = WorkerProcess(spec, self._event, self._worker_gone)
@@ -109,6 +111,7 @@ class Deployment:
         await self._ready
         self._check_layers()
         await asyncio.gather(*(self._load(name) for name in self.prepared.plugins))
+        self._all_loaded = True
         self.sync_fronts()
         await asyncio.gather(*(self._first_outcome(vm) for vm in list(self.vms.values())))
 
@@ -116,13 +119,12 @@ class Deployment:
         """
         A layer that the policy asks for and the machine cannot give is a refusal, never a silent downgrade.
         """
-        missing = [name for name in self.prepared.policy.isolation.require if name not in self.worker.layers]
+        wanted = resolve(self.prepared.policy.isolation.require)
+        missing = sorted(layer.value for layer in wanted if layer.value not in self.worker.layers)
         if missing:
             self.worker.stop()
             have = ", ".join(self.worker.layers) or "none"
-            raise WorkerError(
-                f"isolation.require: {', '.join(missing)} not in force for the worker (have: {have})"
-            )
+            raise WorkerError(f"isolation.require: {', '.join(missing)} not in force for the worker (have: {have})")
 
     async def _load(self, name: str) -> None:
         plugin, plugin_id = self.prepared.plugins[name], self._plugin_ids[name]
@@ -141,9 +143,7 @@ class Deployment:
         try:
             error = await asyncio.wait_for(asyncio.shield(vm.first_outcome), start_s + START_SLACK_S)
         except TimeoutError:
-            self.worker.kill(
-                f"did not start a VM of plugin {vm.plugin} in {start_s + START_SLACK_S:.0f} seconds"
-            )
+            self.worker.kill(f"did not start a VM of plugin {vm.plugin} in {start_s + START_SLACK_S:.0f} seconds")
             raise WorkerError(f"worker did not start plugin {vm.plugin} in time") from None
         if error:
             self.problems[vm.plugin] = error
@@ -194,7 +194,7 @@ class Deployment:
 
     def sync_fronts(self) -> None:
         """Open VMs for fronts that have none yet, and close those of fronts that are gone."""
-        if self.gone or not self._ready.done():
+        if self.gone or not self._all_loaded:  # the first VM closes the worker's jail for further plugins
             return
         fronts = self._fronts.ready
         for vm in list(self.vms.values()):
@@ -333,9 +333,7 @@ class Deployment:
         text = failure_text(event)
         if self._throttle.admits(self._loop.time()):
             again = f"starts again in {event.retry_in_ns / 1e9:.1f} s" if event.retry_in_ns else "stays down"
-            _log.warning(
-                "tenant %s: plugin %s: VM %d %s; it %s", self.tenant, vm.plugin, vm.vm_id, text, again
-            )
+            _log.warning("tenant %s: plugin %s: VM %d %s; it %s", self.tenant, vm.plugin, vm.vm_id, text, again)
         if not vm.first_outcome.done():
             vm.first_outcome.set_result(text)
         if event.while_starting and not vm.attached:

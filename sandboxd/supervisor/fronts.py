@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 STATUS_PERIOD_S = 2.0
 STATUS_TIMEOUT_S = 30.0
 """A front whose event loop is silent for so long is replaced."""
+END_GRACE_S = 1.0
+"""How long a front may take from closing its control socket to its end."""
 FRAMES_PER_TURN = 64
 FRONT_REFUSED = 2
 """Exit status of a front that the operator's configuration keeps from serving."""
@@ -176,6 +178,8 @@ class Fronts:
         self._stopping = False
         self._gone: asyncio.Event = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
+        self._dying: dict[int, asyncio.TimerHandle] = {}
+        """Fronts without a control socket, by pid: what kills them if they do not end by themselves."""
 
     @property
     def ready(self) -> dict[int, Front]:
@@ -226,14 +230,19 @@ class Fronts:
         self.listener.front_gone(front)
         if self._stopping:
             return
-        if front.pid:  # it may have closed its socket without dying
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(front.pid, signal.SIGKILL)
+        if front.pid:
+            # It may have closed its socket without dying. It gets the time to say why it ends.
+            self._dying[front.pid] = self._loop.call_later(END_GRACE_S, self._kill, front.pid)
         self.restarts += 1
         # Not at once: the zygote's word on how it ended may be that a new one is no use.
         delay_s = max(0.05, self._backoffs[front.index].failed(self._loop.time()))
         _log.error("front %d (pid %d) is gone; a new one starts in %.1f s", front.index, front.pid, delay_s)
         self._timers.add(self._loop.call_later(delay_s, self._start_one, front.index))
+
+    def _kill(self, pid: int) -> None:
+        del self._dying[pid]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def _start_one(self, index: int) -> None:
         if self._stopping:
@@ -259,6 +268,9 @@ class Fronts:
             return
         kind, index, pid, status = report
         if kind is Report.EXITED:
+            dying = self._dying.pop(pid, None)
+            if dying is not None:
+                dying.cancel()
             if not self._stopping:
                 _log.error("front %d (pid %d) %s", index, pid, exits.sentence(status))
                 if status == FRONT_REFUSED:

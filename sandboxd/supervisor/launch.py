@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandboxd.jail.command import python_module
+from sandboxd.jail.full_plan import JailPlan, encode
+from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor.cgroups import WorkerCgroup
 
@@ -20,34 +22,36 @@ class WorkerSpec:
     """What a worker is told to make of itself before it reads a tenant's bytes."""
 
     tenant: str
-    uid: int = 0
-    """0: keep ours (we are not root, or the configuration gives no range)."""
-    gid: int = 0
-    max_processes: int = 0
-    """Processes and threads of its uid; 0: no limit of its own."""
-    max_open_files: int = 4096
-    address_space_bytes: int = 0
-    """0: no limit; the engine reserves gigabytes of address space that it never touches."""
+    wishes: WorkerWishes = field(default_factory=WorkerWishes)
+    jailer: Jailer | None = None
+    """None: this machine's, with nothing tolerated."""
     cgroup: WorkerCgroup | None = None
     """The leaf that it is put into before it is told anything; None: there are none here."""
 
-    def setup(self) -> control.ToWorker:
+    def plan(self, control_fd: int, waiter_pid: int) -> JailPlan:
+        """
+        Return the worker's jail.
+
+        Args:
+            control_fd: its control socket, by its number in the worker.
+            waiter_pid: pid of the process that `start` made.
+
+        Raises:
+            JailError: a required layer cannot be had.
+        """
+        return (self.jailer or this_machine()).worker(control_fd, waiter_pid, self.wishes)
+
+    def setup(self, plan: JailPlan) -> control.ToWorker:
         """Return the first frame."""
-        return control.ToWorker(
-            setup=control.WorkerSetup(
-                tenant=self.tenant,
-                uid=self.uid,
-                gid=self.gid,
-                max_processes=self.max_processes,
-                max_open_files=self.max_open_files,
-                address_space_bytes=self.address_space_bytes,
-            )
-        )
+        return control.ToWorker(setup=control.WorkerSetup(tenant=self.tenant, jail_plan=encode(plan)))
 
 
 def start(control_socket: socket.socket) -> subprocess.Popen[bytes]:
     """
     Exec ``python -m sandboxd.worker FD`` in a session of its own; ``stderr`` of the result is a pipe.
+
+    Call it in a thread that lives as long as the worker shall: the kernel kills the worker with it. The process
+    becomes the worker's waiter, which ends as the worker ends (``docs/security.md``).
 
     Args:
         control_socket: the worker's end; it is the only descriptor that is inherited beside 0 to 2.

@@ -23,6 +23,8 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.memfd import ChannelFds, create_channel
 from sandboxd.channel.sync_vm import SyncVm
 from sandboxd.errors import WorkerError
+from sandboxd.jail.jailer import Jailer
+from sandboxd.jail.waiter import worker_pid
 from sandboxd.log import one_line
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.protos import control_pb2 as control
@@ -70,9 +72,13 @@ class LocalSandbox:
         tenant: name for the worker.
         ring_bytes: size of each ring of its channels.
         spin: empty looks at a ring before a VM sleeps.
+        jailer: of its processes; None: this machine's, with nothing tolerated.
+
+    The worker ends with the thread that made the sandbox.
 
     Raises:
         ModuleRejected: the module cannot be used.
+        JailError: the machine cannot give a layer that every worker needs.
         WorkerError: the worker did not start or could not load the plugin.
     """
 
@@ -85,8 +91,9 @@ class LocalSandbox:
         tenant: str = "local",
         ring_bytes: int = limits.DEFAULT_RING_BYTES,
         spin: int = 0,
+        jailer: Jailer | None = None,
     ) -> None:
-        self.prepared = prepared or prepare_plugin(plugin, cache_directory)
+        self.prepared = prepared or prepare_plugin(plugin, cache_directory, jailer)
         self.plugin = plugin
         self.view = WorkerView()
         self.failures: list[VmFailed] = []
@@ -100,24 +107,23 @@ class LocalSandbox:
         with frames.Pair() as pair:
             self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
             self._socket: socket.socket = pair.ours
+            control_fd = pair.theirs.fileno()
         try:
-            self._begin(tenant)
+            self._begin(launch.WorkerSpec(tenant, jailer=jailer), control_fd)
         except BaseException:
             self.close()
             raise
 
     @property
     def pid(self) -> int:
-        """Of the worker."""
-        return self._process.pid
+        """Of the worker; raises OSError once it is gone."""
+        return worker_pid(self._process.pid)
 
-    def _begin(self, tenant: str) -> None:
-        self._send(launch.WorkerSpec(tenant).setup())
+    def _begin(self, spec: launch.WorkerSpec, control_fd: int) -> None:
+        self._send(spec.setup(spec.plan(control_fd, self._process.pid)))
         self.layers = self._wait_for(Ready, READY_TIMEOUT_S).layers
         self.view.plugins[_PLUGIN_ID] = False
-        self._send(
-            control.ToWorker(load_plugin=self.prepared.load_request(_PLUGIN_ID)), (self.prepared.bundle.fd,)
-        )
+        self._send(control.ToWorker(load_plugin=self.prepared.load_request(_PLUGIN_ID)), (self.prepared.bundle.fd,))
         loaded = self._wait_for(PluginLoaded, LOAD_TIMEOUT_S)
         if loaded.error:
             raise WorkerError(f"the worker could not load plugin {self.plugin.name}: {loaded.error}")

@@ -43,9 +43,7 @@ class Pool:
             for name in loaded.policies.keys() - {policy.tenant for policy in changed}:
                 self.tenants[name].error = ""
                 results[name] = {"result": "unchanged", "error": ""}
-            removed = [
-                name for name, tenant in self.tenants.items() if self._is_removed(name, tenant, loaded)
-            ]
+            removed = [name for name, tenant in self.tenants.items() if self._is_removed(name, tenant, loaded)]
             outcomes = await asyncio.gather(*(self._apply_one(policy) for policy in changed))
             results.update(outcomes)
             for name in removed:

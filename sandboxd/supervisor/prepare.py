@@ -17,8 +17,10 @@ from pathlib import Path
 
 from sandboxd import limits
 from sandboxd.channel.memfd import create_blob
+from sandboxd.compiler import client
 from sandboxd.compiler.client import CompileSettings, HostCode, compile_module, host_code
 from sandboxd.errors import ModuleRejected, PolicyError, SandboxdError
+from sandboxd.jail.jailer import Jailer
 from sandboxd.policy.load import verify_module
 from sandboxd.policy.model import PluginPolicy, TenantPolicy
 from sandboxd.protos import control_pb2 as control
@@ -131,9 +133,20 @@ def our_code() -> HostCode:
     return host_code()
 
 
-def prepare_plugin(plugin: PluginPolicy, cache_directory: Path | None) -> PreparedPlugin:
+def prepare_plugin(
+    plugin: PluginPolicy,
+    cache_directory: Path | None,
+    jailer: Jailer | None = None,
+    artefact_key: bytes | None = None,
+) -> PreparedPlugin:
     """
     Verify and compile a plugin's module.
+
+    Args:
+        plugin: the plugin's policy.
+        cache_directory: of compiled modules; None: compile anew.
+        jailer: of the compiler; None: this machine's, with nothing tolerated.
+        artefact_key: authenticates what is in the cache; None: see `sandboxd.compiler.cache.ArtefactCache`.
 
     Raises:
         ModuleRejected: the module cannot be used; it will be the same next time.
@@ -144,14 +157,23 @@ def prepare_plugin(plugin: PluginPolicy, cache_directory: Path | None) -> Prepar
         CompileSettings(granted=plugin.capabilities, memory_bytes=plugin.vm.memory_bytes),
         timeout_s=COMPILE_TIMEOUT_S,
         cache_directory=cache_directory,
+        cache_key_bytes=artefact_key,
         host=our_code(),
+        jailer=jailer,
     )
     return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data))
 
 
-def prepare_tenant(policy: TenantPolicy, cache_directory: Path | None) -> PreparedTenant:
+def prepare_tenant(
+    policy: TenantPolicy,
+    cache_directory: Path | None,
+    jailer: Jailer | None = None,
+    artefact_key: bytes | None = None,
+) -> PreparedTenant:
     """
     Compile all plugins of a tenant; one that cannot be compiled does not keep the others from running.
+
+    Arguments as for `prepare_plugin`.
 
     Raises:
         PolicyError: the policy file changed after it was loaded.
@@ -161,9 +183,15 @@ def prepare_tenant(policy: TenantPolicy, cache_directory: Path | None) -> Prepar
     problems: dict[str, PluginProblem] = {}
     for plugin in policy.plugins:
         try:
-            plugins[plugin.name] = prepare_plugin(plugin, cache_directory)
+            plugins[plugin.name] = prepare_plugin(plugin, cache_directory, jailer, artefact_key)
         except ModuleRejected as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=True)
         except SandboxdError as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=False)
     return PreparedTenant(policy, text, plugins, problems)
+
+
+def try_again(policy: TenantPolicy) -> None:
+    """Forget that modules of a tenant made the compiler hang or blow up."""
+    for plugin in policy.plugins:
+        client.try_again(plugin.module.sha256)

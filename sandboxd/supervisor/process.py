@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import subprocess
 from collections.abc import Callable, Sequence
 
 from sandboxd.errors import JailError, WorkerError
+from sandboxd.jail.full_plan import JailPlan
+from sandboxd.jail.waiter import worker_pid
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
@@ -67,10 +68,12 @@ class WorkerProcess:
         self.cgroup = spec.cgroup
         with frames.Pair() as pair:
             self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
-            self._enter_cgroup(pair.ours)
+            self._plan = self._prepare_jail(spec, pair.theirs.fileno())
             self._socket = pair.ours
         self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        """Of the worker; until it is ready, of the process that becomes its waiter."""
+        self.waiter_pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.waiter_pid)
         self._socket.setblocking(False)
         self._outbox = Outbox(self._loop, self._socket)
         assert self._process.stderr is not None
@@ -80,21 +83,33 @@ class WorkerProcess:
         self._loop.add_reader(self._socket, self._readable)
         self._loop.add_reader(self._stderr_fd, self._stderr_readable)
         self._timer = self._loop.call_later(READY_TIMEOUT_S, self.kill, "was not ready in time")
-        self.send(spec.setup())
+        self.send(spec.setup(self._plan))
 
-    # --- its cgroup ---
+    # --- its jail and its cgroup ---
 
-    def _enter_cgroup(self, control_socket: socket.socket) -> None:
-        if self.cgroup is None:
-            return
+    def _prepare_jail(self, spec: launch.WorkerSpec, control_fd: int) -> JailPlan:
         try:
-            self.cgroup.enter(self._process.pid)
+            plan = spec.plan(control_fd, self._process.pid)
+            if self.cgroup is not None:
+                self.cgroup.enter(self._process.pid)
         except JailError:
             self._process.kill()
             self._process.communicate()
-            control_socket.close()
             self._leave_cgroup()
             raise
+        return plan
+
+    def _is_jailed(self, event: worker_protocol.Ready) -> None:
+        """
+        Take note of the layers: the plan's. Until now it was our own code that ran there, but one that says
+        that it did something else has a bug.
+        """
+        told = tuple(layer.value for layer in self._plan.layers())
+        if event.layers != told:
+            raise WorkerError(f"was told to put on {', '.join(told)} and says {', '.join(event.layers)}")
+        self.layers = told
+        with contextlib.suppress(OSError):  # it is gone already; the exit status comes
+            self.pid = worker_pid(self.waiter_pid)
 
     def _hold_cgroup(self) -> None:
         """It is ready and has seen nothing of the tenant: all limits hold from here."""
@@ -190,16 +205,14 @@ class WorkerProcess:
 
     def _spend_allowance(self) -> None:
         now_s = self._loop.time()
-        self._allowance = (
-            min(FRAMES_BURST, self._allowance + (now_s - self._allowance_s) * FRAMES_PER_SECOND) - 1
-        )
+        self._allowance = min(FRAMES_BURST, self._allowance + (now_s - self._allowance_s) * FRAMES_PER_SECOND) - 1
         self._allowance_s = now_s
         if self._allowance < 0:
             raise WorkerError("floods its control socket")
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, worker_protocol.Ready):
-            self.layers = event.layers
+            self._is_jailed(event)
             self._hold_cgroup()
             self._last_pong_s = self._loop.time()
             self._timer.cancel()
@@ -235,6 +248,8 @@ class WorkerProcess:
     # --- the end ---
 
     def _kill(self) -> None:
+        if self.cgroup is not None:
+            self.cgroup.kill()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

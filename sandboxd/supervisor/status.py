@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.supervisor.cgroups import usage_status
 from sandboxd.supervisor.deployment import Deployment
 from sandboxd.supervisor.fronts import Front, Fronts
@@ -16,6 +17,18 @@ from sandboxd.supervisor.tenant import Tenant
 from sandboxd.supervisor.vms import Vm
 
 Json = dict[str, Any]
+
+
+def jail_status(jailer: Jailer, *, self_test: bool) -> Json:
+    """Describe the jail that every worker gets, beside what its policy asks for."""
+    plan = jailer.worker(3, 1, WorkerWishes())
+    return {
+        "identity": "own uid" if jailer.own_uids else "user namespace",
+        "self_test": "passed" if self_test else "off",
+        "layers": [layer.value for layer in plan.layers()],
+        "missing": {layer.value: reason for layer, reason in plan.missing},
+        "tolerated": {layer.value: reason for layer, reason in jailer.tolerated()},
+    }
 
 
 def fronts_status(fronts: Fronts, pool: Pool, now_s: float) -> list[Json]:
@@ -75,6 +88,7 @@ def _worker(deployment: Deployment, now_s: float) -> Json:
     worker = deployment.worker
     return {
         "pid": worker.pid,
+        "waiter_pid": worker.waiter_pid,
         "uptime_s": round(now_s - worker.started_s, 1),
         "layers": list(worker.layers),
         "cgroup": usage_status(worker.cgroup.usage()) if worker.cgroup else None,

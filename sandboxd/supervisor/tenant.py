@@ -26,7 +26,7 @@ from sandboxd.supervisor.backoff import Backoff
 from sandboxd.supervisor.deployment import Deployment, FrontSet, Settings
 from sandboxd.supervisor.fronts import Front
 from sandboxd.supervisor.launch import WorkerSpec
-from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text
+from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text, try_again
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class TenantState(enum.StrEnum):
     """Some plugins do not run; their streams get the failure policy."""
     FAILED = "failed"
     """No plugin runs."""
+    REFUSED = "refused"
+    """The policy requires a layer of isolation that the machine does not have."""
     REMOVED = "removed"
 
 
@@ -82,6 +84,7 @@ class Tenant:
         self._incoming: Deployment | None = None
         self._has_served = False
         self._removed = False
+        self._is_refused = False
 
     @property
     def last_error(self) -> str:
@@ -94,6 +97,8 @@ class Tenant:
         if self._removed:
             return TenantState.REMOVED
         if self.current is None or not self.current.live:
+            if self._is_refused:
+                return TenantState.REFUSED
             return TenantState.STARTING if not self.error else TenantState.FAILED
         problems = self.current.all_problems()
         if all(plugin.name in problems for plugin in self.current.prepared.policy.plugins):
@@ -127,6 +132,7 @@ class Tenant:
             self._backoff.reset()
             if self._prepared.problems:
                 # Compiling may work now: a limit was hit before, or the module file came back.
+                try_again(self.policy)
                 try:
                     return await self._swap(await self._services.prepare(self.policy), keep_old=False)
                 except SandboxdError as error:
@@ -190,9 +196,7 @@ class Tenant:
         if self.policy is None or self._removed:
             return
         try:
-            text = (
-                self._prepared.text if self._prepared else Blob("policy", policy_text(self.policy).encode())
-            )
+            text = self._prepared.text if self._prepared else Blob("policy", policy_text(self.policy).encode())
         except SandboxdError:
             return  # the file has changed since: `apply` says so
         for front in fronts:
@@ -213,9 +217,15 @@ class Tenant:
         """
         if not self._has_served:
             self._prepared, self.policy = prepared, prepared.policy
+        self._is_refused = False
         try:
             new = await self._started(prepared)
-        except (OSError, JailError, WorkerError) as error:
+        except JailError as error:
+            if not error.errno:  # the machine does not have the layer: trying again would not help
+                self._is_refused = self.current is None
+                return self._refused(f"refused: {error}")
+            return self._failed(f"no worker can be started: {error}")
+        except (OSError, WorkerError) as error:
             return self._failed(f"no worker can be started: {error}")
         if new.problems and keep_old and self._has_served:
             new.worker.stop()

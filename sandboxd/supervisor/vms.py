@@ -59,6 +59,4 @@ def failure_text(event: VmFailed) -> str:
     """Return a failure in words: ``failed in proxy_on_request_headers (trap): ...``."""
     where = f" in {event.callback}" if event.callback else ""
     when = " while starting" if event.while_starting else ""
-    return f"failed{when}{where} ({event.cause.replace('_', ' ')})" + (
-        f": {event.message}" if event.message else ""
-    )
+    return f"failed{when}{where} ({event.cause.replace('_', ' ')})" + (f": {event.message}" if event.message else "")

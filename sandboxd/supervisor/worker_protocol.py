@@ -130,6 +130,7 @@ class WorkerView:
     """Everything that this worker may speak of."""
 
     ready: bool = False
+    gave_up: bool = False
     plugins: dict[int, bool] = field(default_factory=dict)
     """Plugin id to whether the worker has answered for it."""
     vms: dict[int, VmView] = field(default_factory=dict)
@@ -151,6 +152,8 @@ class WorkerView:
         kind = frame.WhichOneof("frame")
         if kind is None:
             raise WorkerError("sent an empty frame")
+        if self.gave_up and kind == "error":
+            raise WorkerError("gave up twice")
         if self.ready == (kind == "ready"):
             raise WorkerError(f"sent {kind} " + ("twice" if self.ready else "before it was ready"))
         return _HANDLERS[kind](self, frame)
@@ -181,9 +184,7 @@ def _vm_started(view: WorkerView, frame: control.FromWorker) -> Event:
     started = frame.vm_started
     vm = view._vm(started.vm_id)
     if started.generation <= vm.generation:
-        raise WorkerError(
-            f"started VM {started.vm_id} with generation {started.generation} after {vm.generation}"
-        )
+        raise WorkerError(f"started VM {started.vm_id} with generation {started.generation} after {vm.generation}")
     vm.generation = started.generation
     if vm.state is not VmState.CLOSING:
         vm.state = VmState.RUNNING
@@ -243,7 +244,8 @@ def _pong(view: WorkerView, frame: control.FromWorker) -> Event:
     )
 
 
-def _error(_: WorkerView, frame: control.FromWorker) -> Event:
+def _error(view: WorkerView, frame: control.FromWorker) -> Event:
+    view.gave_up = True
     return WorkerFailed(one_line(frame.error.message, MAX_TEXT_BYTES))
 
 

@@ -50,9 +50,7 @@ class Zygote:
     def __init__(self, front_main: FrontMain) -> None:
         with frames.Pair() as pair:
             self.socket = pair.ours
-            self._process = _context.Process(
-                target=_main, args=(pair.theirs, pair.ours, front_main), name="zygote"
-            )
+            self._process = _context.Process(target=_main, args=(pair.theirs, pair.ours, front_main), name="zygote")
             with warnings.catch_warnings():
                 # multiprocessing-logging has begun its receiving thread; it holds no lock that the zygote,
                 # which never logs, could wait for.

@@ -32,10 +32,17 @@ class Plugin:
 
 
 class Loop:
-    """Serves the control socket until the supervisor closes it."""
+    """
+    Serves the control socket until the supervisor closes it.
 
-    def __init__(self, socket: ControlSocket) -> None:
+    Args:
+        socket: the control socket.
+        lock: called once, when all plugins are loaded: from then on no code can be loaded any more.
+    """
+
+    def __init__(self, socket: ControlSocket, lock: Callable[[], None]) -> None:
         self._socket = socket
+        self._lock: Callable[[], None] | None = lock
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine.increment_epoch)
         self._plugins: dict[int, Plugin] = {}
@@ -65,6 +72,9 @@ class Loop:
         handler(frame.body, frame.fds)
 
     def _load_plugin(self, request: control.LoadPlugin, fds: tuple[int, ...]) -> None:
+        if self._lock is None:
+            os.close(fds[0])
+            raise WorkerError("a plugin cannot be loaded once a VM was opened")
         if request.plugin_id in self._plugins:
             raise WorkerError(f"plugin {request.plugin_id} is loaded already")
         started, problem = time.monotonic_ns(), ""
@@ -85,6 +95,9 @@ class Loop:
         plugin = self._plugins.get(request.plugin_id)
         if plugin is None or request.vm_id in self._vms:
             raise WorkerError(f"cannot open VM {request.vm_id} of plugin {request.plugin_id}")
+        if self._lock is not None:
+            self._lock()
+            self._lock = None
         channel_fd, vm_event_fd, client_event_fd, configuration_fd = fds
         configuration = os.pread(configuration_fd, sealed_size(configuration_fd, MAX_BLOB_BYTES), 0)
         os.close(configuration_fd)
@@ -120,6 +133,4 @@ class Loop:
         self._engine.increment_epoch()
 
     def _ping(self, request: control.Ping, _fds: tuple[int, ...]) -> None:
-        self._socket.send(
-            pong=control.Pong(number=request.number, vms=[vm.usage() for vm in self._vms.values()])
-        )
+        self._socket.send(pong=control.Pong(number=request.number, vms=[vm.usage() for vm in self._vms.values()]))

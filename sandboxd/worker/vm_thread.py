@@ -144,9 +144,7 @@ class VmThread:
         self._watch.begin_start()
         self._running()
         try:
-            self._vm = Vm(
-                self._spec.plugin, self._spec.channel_fd, self._spec.ring_bytes, self._watch.should_stop
-            )
+            self._vm = Vm(self._spec.plugin, self._spec.channel_fd, self._spec.ring_bytes, self._watch.should_stop)
             self._vm.configure(
                 config_blob.refresh(
                     self._spec.configuration,

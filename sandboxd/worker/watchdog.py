@@ -44,9 +44,7 @@ class Watch:
         cpu_ns: returns the CPU time of the VM's thread; any thread may call it.
     """
 
-    def __init__(
-        self, stamp: Stamp, call_limit_ns: int, start_limit_ns: int, cpu_ns: Callable[[], int]
-    ) -> None:
+    def __init__(self, stamp: Stamp, call_limit_ns: int, start_limit_ns: int, cpu_ns: Callable[[], int]) -> None:
         self._stamp = stamp
         self._call_limit_ns = call_limit_ns
         self._start_limit_ns = start_limit_ns

@@ -41,9 +41,7 @@ def test_defaults() -> None:
 
 def test_headers_in_both_forms() -> None:
     """A mapping with lists, or a list of pairs."""
-    case = one(
-        "    request: {headers: {X-A: ['1', '2'], b: ''}, trailers: [[T, x], [t, y]]}\n    expect: {}\n"
-    )
+    case = one("    request: {headers: {X-A: ['1', '2'], b: ''}, trailers: [[T, x], [t, y]]}\n    expect: {}\n")
     assert case.request.headers[4:] == [(b"x-a", b"1"), (b"x-a", b"2"), (b"b", b"")]
     assert case.request.trailers == [(b"t", b"x"), (b"t", b"y")]
 

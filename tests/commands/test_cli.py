@@ -16,9 +16,7 @@ from sandboxd.config import parse_config
 from tests.support.daemon_client import ADD_HEADER, fake_daemon, policy_text
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["check"], ["run", "one"], ["serve", "--fronts", "x"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["check"], ["run", "one"], ["serve", "--fronts", "x"]])
 def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With argparse's own words."""
     with pytest.raises(SystemExit) as caught:
@@ -57,9 +55,7 @@ def test_operator_errors_are_two_and_one_line(
     directories = "".join(f"{name}_directory: {tmp_path}/{name}\n" for name in ("runtime", "cache", "state"))
     (tmp_path / "p").mkdir()
     (tmp_path / "good.yaml").write_text(f"policies: p\n{directories}")
-    (tmp_path / "one.yaml").write_text(
-        f"policies: p\n{directories}front: {{processes: 1, listen: [one.sock]}}\n"
-    )
+    (tmp_path / "one.yaml").write_text(f"policies: p\n{directories}front: {{processes: 1, listen: [one.sock]}}\n")
 
     assert main([argument.replace("{d}", str(tmp_path)) for argument in arguments]) == 2
 
@@ -79,9 +75,7 @@ def test_runtime_directory_moves_the_default_sockets() -> None:
     ]
 
 
-def test_status_reload_restart(
-    short_path: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_reload_restart(short_path: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against a running daemon, for a person and for a program."""
     with fake_daemon(short_path, artefact_cache, {"a": policy_text("alpha", ADD_HEADER)}, fronts=1) as daemon:
         config = ["--config", str(daemon.config)]
@@ -129,6 +123,13 @@ def test_status_shows_what_is_wrong() -> None:
         "policy_errors": {"/p/x.yaml": "/p/x.yaml:3: bad"},
         "fronts": [],
         "cgroup": {"missing": "nobody gave us one"},
+        "jail": {
+            "identity": "own uid",
+            "self_test": "passed",
+            "layers": ["uid", "seccomp"],
+            "missing": {"network_namespace": "a container"},
+            "tolerated": {"network_namespace": "a container"},
+        },
         "tenants": [
             {
                 "tenant": "a",
@@ -147,8 +148,28 @@ def test_status_shows_what_is_wrong() -> None:
     assert r"  a/p: T trap in proxy_on_log: a\nb\x1b[31m" in shown
     assert "  tenant a: oh" in shown
     assert "No cgroups: nobody gave us one" in shown
+    assert "Jail: 2 layers, own uid, self-test passed; missing: network_namespace" in shown
+    assert "WORKERS ARE LESS ISOLATED: no network_namespace (a container)" in shown
     assert "  /p/x.yaml:3: bad" in shown
     assert any("0/1" in line and "1024 KiB" in line and " 6 " in line for line in shown)
+
+
+@pytest.mark.parametrize("jail", ["", "jail: {tolerate: [namespaces]}"])
+def test_doctor(tmp_path: Path, jail: str) -> None:
+    """In a process of its own, as the operator runs it; exit status 0 on a machine that has everything."""
+    (tmp_path / "c.yaml").write_text(jail)
+    command = [sys.executable, "-m", "sandboxd", "doctor", "--quick", "--json", "--config", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"sound": True, "through": {}}), done.stderr
+
+
+def test_unknown_layers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the known ones in the error."""
+    assert main(["doctor", "--tolerate", "gravity"]) == 2
+    shown = capsys.readouterr().err
+    assert "'gravity' is not a valid Layer" in shown
+    assert "network_namespace" in shown
 
 
 def test_light_commands_load_no_grpc() -> None:
@@ -157,7 +178,5 @@ def test_light_commands_load_no_grpc() -> None:
         "import sys, sandboxd.cli, sandboxd.supervisor.daemon;"
         "print([name for name in ('grpc', 'wasmtime') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

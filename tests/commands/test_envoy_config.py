@@ -19,9 +19,7 @@ from tests.support.daemon_client import ADD_HEADER, RUST_HEADERS, policy_text
 HEADERS = {"proxy_on_context_create", "proxy_on_request_headers"}
 
 
-def mode(
-    callbacks: set[str], functions: set[str] = frozenset({"proxy_get_header_map_value"})
-) -> dict[str, str]:  # type: ignore[assignment]
+def mode(callbacks: set[str], functions: set[str] = frozenset({"proxy_get_header_map_value"})) -> dict[str, str]:  # type: ignore[assignment]
     """Return the processing mode of a plugin."""
     return dict(processing_mode(caps.needs(frozenset(functions | callbacks), callbacks)))
 
@@ -57,9 +55,7 @@ def test_a_logger_sees_all_headers() -> None:
 
 def filter_of(**changes: Any) -> dict[str, Any]:
     """Return the filter's configuration of a plugin with these fields."""
-    plugin = PluginPolicy(
-        "p", ModuleRef(Path("m"), "0" * 64), capabilities=caps.PRESETS["standard"], **changes
-    )
+    plugin = PluginPolicy("p", ModuleRef(Path("m"), "0" * 64), capabilities=caps.PRESETS["standard"], **changes)
     made = http_filter("t", plugin, callbacks=HEADERS, functions={"proxy_get_property", "proxy_log"})
     return dict(made["typed_config"])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import signal
-import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,33 @@ from typing import Any
 import pytest
 
 from sandboxd.compiler import client
-from sandboxd.compiler.cache import ArtefactCache
-from sandboxd.compiler.client import CompileSettings, check_module, compile_module, compile_module_async
-from sandboxd.errors import ConfigError, InternalError, ModuleRejected, WorkerError
+from sandboxd.compiler.cache import KEY_NAME, ArtefactCache, read_or_make_key
+from sandboxd.compiler.client import (
+    CompilerOverwhelmed,
+    CompileSettings,
+    check_module,
+    compile_module,
+    compile_module_async,
+)
+from sandboxd.errors import ConfigError, InternalError, JailError, ModuleRejected, WorkerError
+from sandboxd.jail.facts import machine_facts
+from sandboxd.jail.filter_files import load_filters
+from sandboxd.jail.jailer import Jailer
 from sandboxd.limits import MIB
 from sandboxd.vm.artefacts import BLOB_NAMES, read_manifest
 from tests.support.modules import EVERYTHING, guest, host, misdeed
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = CompileSettings(EVERYTHING, 16 * MIB)
 MODULE = guest('(func (export "proxy_on_log") (param i32))')
+
+
+_numbers = itertools.count()
+
+
+def fresh_module() -> bytes:
+    """Return a module that no test has compiled before."""
+    return guest(f'(func (export "number_{next(_numbers)}"))')
 
 
 def no_compiler(*_: Any) -> bytes:
@@ -130,27 +150,104 @@ def test_lying_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_module(MODULE, SETTINGS, host=host())
 
 
-def test_compiler_process_has_given_up_what_it_can(tmp_path: Path) -> None:
-    """It opens no file, gains no privilege, and has a CPU limit."""
+def compiler_as(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Have every compiler do ``body`` in place of its job, inside its real jail; ``job`` is the job's bytes."""
     script = (
-        "import os, resource\n"
+        "import os, resource, socket, sys, threading\n"
         "from sandboxd.compiler import __main__ as m\n"
-        "def probe(job):\n"
-        "    try: open('/etc/hostname'); opened = 'yes'\n"
-        "    except OSError: opened = 'no'\n"
-        "    return f'{opened} {resource.getrlimit(resource.RLIMIT_CPU)[0]}'.encode()\n"
-        "m.compile_bundle, m.decode = probe, lambda data: data\n"
-        "job, result = os.memfd_create('a'), os.memfd_create('b')\n"
-        "pid = os.fork()\n"
-        "if not pid: os._exit(m.main([str(job), str(result), '9']))\n"
-        "assert os.waitpid(pid, 0)[1] == 0\n"
-        "print(os.pread(result, 100, 0).decode())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        "from sandboxd.errors import ModuleRejected\n"
+        f"def act(job):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+        "m.compile_bundle, m.decode = act, lambda data: data\n"
+        "status = m.main(sys.argv[1:]); sys.stderr.flush(); os._exit(status)\n"
     )
 
-    assert done.stdout.strip() == "no 9", done.stderr
+    def start(_module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        return [sys.executable, "-c", script, *arguments], environment
+
+    monkeypatch.setattr(client, "python_module", start)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, body: str) -> str:
+    """Return what a compiler found that can only find out and say so."""
+    compiler_as(monkeypatch, body)
+    with pytest.raises(ModuleRejected) as caught:
+        compile_module(MODULE, SETTINGS, host=host(), timeout_s=9)
+    return str(caught.value)
+
+
+def test_compiler_runs_in_a_jail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens no file, has no capability and no second process around it, and limits on all that it uses."""
+    found = told(
+        monkeypatch,
+        """
+        words = []
+        for path in ('/etc/hostname', '/proc/self/status', '.'):
+            try: open(path); words.append('opened')
+            except FileNotFoundError: words.append('none')
+        words.append(f'pid {os.getpid()}')
+        words.append(f'environment {dict(os.environ)}')
+        try: threading.Thread(target=int).start(); words.append('thread')
+        except RuntimeError: words.append('alone')
+        raise ModuleRejected(' '.join(words))
+        """,
+    )
+
+    assert found == "none none none pid 1 environment {} alone"
+
+
+@pytest.mark.parametrize(
+    "deed",
+    ["socket.socket()", "os.fork()", "os.execv('/bin/sh', ['sh'])", "os.kill(2, 9)", "os.mkdir('/x')"],
+)
+def test_compiler_that_was_taken_over_dies(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+    """At the first system call that no compiler makes; its module is at fault and remembered."""
+    compiler_as(monkeypatch, deed)
+    with pytest.raises(CompilerOverwhelmed, match=r"crashed the compiler.*\(SIGSYS\)"):
+        compile_module(fresh_module(), SETTINGS, host=host())
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("while True: pass", r"more than 2 s"),
+        ("return bytes(5 << 30)", "too much memory"),
+        ("os.abort()", "crashed the compiler"),
+        ("return bytes(m.MAX_BUNDLE_BYTES + 1)", "too large a result"),
+    ],
+    ids=["loop", "memory", "abort", "output"],
+)
+def test_compiler_that_blows_up_is_stopped_and_its_module_remembered(
+    monkeypatch: pytest.MonkeyPatch, body: str, text: str
+) -> None:
+    """Within its bounds; the second time nothing is started any more, until somebody asks for it."""
+    module = fresh_module()
+    compiler_as(monkeypatch, body)
+    with pytest.raises(CompilerOverwhelmed, match=text):
+        compile_module(module, SETTINGS, host=host(), timeout_s=2)
+    monkeypatch.setattr(client, "_run", no_compiler)
+    with pytest.raises(CompilerOverwhelmed, match=f"{text}.*not tried again"):
+        compile_module(module, SETTINGS, host=host(), timeout_s=2)
+    client.try_again(hashlib.sha256(module).hexdigest())
+    with pytest.raises(AssertionError, match="the compiler was asked"):
+        compile_module(module, SETTINGS, host=host(), timeout_s=2)
+
+
+def test_module_that_only_wanted_more_time_gets_it() -> None:
+    """A rejection for want of time says nothing of a longer time."""
+    module = fresh_module()
+    with pytest.raises(CompilerOverwhelmed):
+        compile_module(module, SETTINGS, host=host(), timeout_s=0.01)
+
+    assert compile_module(module, SETTINGS, host=host(), timeout_s=60).manifest
+
+
+def test_machine_without_a_layer_compiles_nothing() -> None:
+    """A compiler is never run with less than its jail."""
+    facts = replace(machine_facts(), seccomp=False)
+
+    with pytest.raises(JailError, match="seccomp"):
+        compile_module(fresh_module(), SETTINGS, host=host(), jailer=Jailer(facts, load_filters()))
 
 
 def test_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +257,9 @@ def test_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "_run", no_compiler)
 
     assert compile_module(MODULE, SETTINGS, cache_directory=directory, host=host()).data == first.data
-    (entry,) = directory.iterdir()
+    (entry,) = directory.glob("*.sbxb")
     assert entry.stat().st_mode & 0o777 == 0o600
+    assert (directory / KEY_NAME).stat().st_mode & 0o777 == 0o600
     assert directory.stat().st_mode & 0o777 == 0o700
 
 
@@ -169,9 +267,7 @@ def test_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.Monke
     "settings",
     [replace(SETTINGS, memory_bytes=2 * MIB), replace(SETTINGS, granted=frozenset({"proxy_log"}))],
 )
-def test_cache_knows_settings_apart(
-    settings: CompileSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_knows_settings_apart(settings: CompileSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another limit or grant is another bundle."""
     compile_module(MODULE, SETTINGS, cache_directory=tmp_path, host=host())
     monkeypatch.setattr(client, "_run", no_compiler)
@@ -180,11 +276,13 @@ def test_cache_knows_settings_apart(
         compile_module(MODULE, settings, cache_directory=tmp_path, host=host())
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
-def test_damaged_entries_are_made_again(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "forged", "renamed"])
+def test_altered_entries_are_refused_logged_and_made_again(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """They never reach a worker."""
     bundle = compile_module(MODULE, SETTINGS, cache_directory=tmp_path, host=host())
-    (entry,) = tmp_path.iterdir()
+    (entry,) = tmp_path.glob("*.sbxb")
     content = bytearray(entry.read_bytes())
     if damage == "cut":
         del content[-10:]
@@ -192,16 +290,55 @@ def test_damaged_entries_are_made_again(damage: str, tmp_path: Path) -> None:
         content[5000] ^= 1
     elif damage == "empty":
         content.clear()
-    else:
+    elif damage == "forged":  # by somebody who may write there and does not have the key
+        content = bytearray(_forged(entry.stem, bytes(content[32:])))
+    elif damage == "renamed":
+        compile_module(guest(), SETTINGS, cache_directory=tmp_path, host=host())
+        (other_entry,) = set(tmp_path.glob("*.sbxb")) - {entry}
+        content = bytearray(other_entry.read_bytes())
+    else:  # with a good MAC and the wrong module in it: a bug of ours
         other = compile_module(guest(), SETTINGS, host=host())
         ArtefactCache(tmp_path).put(entry.stem, other.data)
         content = bytearray(entry.read_bytes())
     entry.write_bytes(content)
+    caplog.clear()
 
     again = compile_module(MODULE, SETTINGS, cache_directory=tmp_path, host=host())
 
     assert again.manifest == bundle.manifest
+    assert ("was altered" in caplog.text) == (damage != "other")
     assert ArtefactCache(tmp_path).get(entry.stem) == again.data
+
+
+def _forged(key: str, data: bytes) -> bytes:
+    mac = hashlib.blake2b(key=b"a guess", digest_size=32, person=b"sandboxd bundle")
+    mac.update(len(key).to_bytes(8, "little") + key.encode() + data)
+    return mac.digest() + data
+
+
+def test_cache_of_another_installation_is_not_taken_over(tmp_path: Path) -> None:
+    """Its key is another one; and with the right key it is."""
+    ArtefactCache(tmp_path, bytes(32)).put("a" * 64, b"data")
+
+    assert ArtefactCache(tmp_path, bytes(32)).get("a" * 64) == b"data"
+    assert ArtefactCache(tmp_path, b"1" * 32).get("a" * 64) is None
+    assert ArtefactCache(tmp_path, bytes(32)).get("a" * 64) is None, "it was dropped"
+
+
+@pytest.mark.parametrize(("damage", "text"), [("mode", "alone may read"), ("short", "must hold 32 bytes")])
+def test_bad_key_file_is_an_operators_error(tmp_path: Path, damage: str, text: str) -> None:
+    """A key that others could read authenticates nothing."""
+    path = tmp_path / KEY_NAME
+    key = read_or_make_key(path)
+    assert len(key) == 32
+    assert read_or_make_key(path) == key
+    if damage == "mode":
+        path.chmod(0o640)
+    else:
+        path.write_bytes(key[:31])
+
+    with pytest.raises(ConfigError, match=text):
+        read_or_make_key(path)
 
 
 def test_cache_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
@@ -227,4 +364,4 @@ def test_half_written_entries_are_never_seen(tmp_path: Path, monkeypatch: pytest
 
     with pytest.raises(AssertionError):
         cache.put("a" * 64, b"data")
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == [KEY_NAME]

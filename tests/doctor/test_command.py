@@ -26,9 +26,7 @@ def test_json() -> None:
     found = json.loads(done.stdout)
     assert (done.returncode, found["sound"]) == (0, True), found
     states = {line["layer"]: line["state"] for line in found["layers"]}
-    assert {
-        states[name] for name in ("seccomp", "pid_namespace", "network_namespace", "mount_namespace")
-    } == {"live"}
+    assert {states[name] for name in ("seccomp", "pid_namespace", "network_namespace", "mount_namespace")} == {"live"}
     assert "broken" not in states.values()
     assert all(attack["held"] for attack in found["attacks"])
 
@@ -38,9 +36,7 @@ def test_quick() -> None:
     assert (done.returncode, json.loads(done.stdout)) == (0, {"sound": True, "through": {}})
 
 
-def test_bad_filters_are_a_clear_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_filters_are_a_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sandboxd.jail.filter_files._PLACES", (Path("/nowhere"),))
     assert main(["--quick"]) == 1
     assert "no seccomp filters found; looked in /nowhere" in capsys.readouterr().out

@@ -78,9 +78,7 @@ def test_an_attack(findings: dict[str, dict[str, Any]], road: str, name: str) ->
     if found is None:
         pytest.skip("no layer that stops it is available on this machine; `sandboxd doctor` says why")
     assert found["held"], found
-    escaped = {
-        layer: answer for layer, answer in found["alone"].items() if answer[0] not in ("refused", "killed")
-    }
+    escaped = {layer: answer for layer, answer in found["alone"].items() if answer[0] not in ("refused", "killed")}
     assert escaped == {}, found
     assert found["proven"], found
     if found["machine_refuses"]:
@@ -143,3 +141,12 @@ def test_a_jail_without_its_layers_is_found_out() -> None:
             return [outcome.answer, outcome.stopped]
 
     assert in_child(child, as_nobody=os.getuid() == 0).report == [Answer.SUCCEEDED, False]
+
+
+def test_an_older_landlock_is_not_blamed_for_tcp() -> None:
+    """Before its fourth version Landlock knew files only; the other layers stop a connection all the same."""
+    (connect,) = [attack for attack in ATTACKS[platform.machine()] if attack.name == "tcp_connect"]
+
+    assert Layer.LANDLOCK not in connect.stoppers(privileged=True, landlock_abi=2)
+    assert Layer.LANDLOCK in connect.stoppers(privileged=True, landlock_abi=4)
+    assert connect.stoppers(privileged=True, landlock_abi=0) >= {Layer.SECCOMP, Layer.NETWORK_NAMESPACE}

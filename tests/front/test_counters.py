@@ -9,7 +9,16 @@ import pytest
 
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect
-from sandboxd.front.counters import GUEST_LINES_BURST, Counters, PluginCounters
+from sandboxd.front.counters import (
+    GUEST_BYTES_BURST,
+    GUEST_BYTES_PER_SECOND,
+    GUEST_LINES_BURST,
+    Counters,
+    PluginCounters,
+)
+
+ROOMY = (100_000, 1 << 30)
+"""A policy that allows many lines and bytes."""
 
 
 class Clock:
@@ -27,19 +36,44 @@ def test_guest_lines_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     counters = PluginCounters("t/p", clock)
     with caplog.at_level(logging.INFO, "sandboxd.guest"):
-        counters.notices([line()] * (GUEST_LINES_BURST + 10), ())
+        counters.notices([line()] * (GUEST_LINES_BURST + 10), (), *ROOMY)
         assert len(caplog.records) == GUEST_LINES_BURST
         clock.now += 0.005
-        counters.notices([line()] * 10, ())
+        counters.notices([line()] * 10, (), *ROOMY)
         assert len(caplog.records) == GUEST_LINES_BURST + 5
 
     assert counters.values == {"guest_log.lines": GUEST_LINES_BURST + 20, "guest_log.dropped": 15}
 
 
+def test_guest_bytes_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    counters = PluginCounters("t/p", clock)
+    whole = GUEST_BYTES_BURST // 8192
+    with caplog.at_level(logging.INFO, "sandboxd.guest"):
+        counters.notices([line(b"x" * 8192)] * (whole + 10), (), *ROOMY)
+        assert len(caplog.records) == whole
+        clock.now += 2 * 8192 / GUEST_BYTES_PER_SECOND
+        counters.notices([line(b"x" * 8192)] * 10, (), *ROOMY)
+        assert len(caplog.records) == whole + 2
+
+
+@pytest.mark.parametrize(("max_lines", "max_bytes", "logged"), [(3, 1000, 3), (100, 25, 2), (0, 0, 0)])
+def test_one_event_logs_what_its_policy_allows(
+    caplog: pytest.LogCaptureFixture, max_lines: int, max_bytes: int, logged: int
+) -> None:
+    """A worker that was taken over sends more than hostcore would."""
+    counters = PluginCounters("t/p")
+    with caplog.at_level(logging.INFO, "sandboxd.guest"):
+        counters.notices([line(b"0123456789")] * 10, (), max_lines, max_bytes)
+
+    assert len(caplog.records) == logged
+    assert counters.values["guest_log.dropped"] == 10 - logged
+
+
 def test_levels_and_cut_lines(caplog: pytest.LogCaptureFixture) -> None:
     counters = PluginCounters("t/p")
     with caplog.at_level(logging.DEBUG, "sandboxd.guest"):
-        counters.notices([line(b"%s %d", level, layout.FLAG_TRUNCATED) for level in range(6)], ())
+        counters.notices([line(b"%s %d", level, layout.FLAG_TRUNCATED) for level in range(6)], (), *ROOMY)
 
     assert [record.levelname for record in caplog.records] == [
         "DEBUG",
@@ -79,6 +113,7 @@ def test_notes_and_dropped_lines() -> None:
             Effect(layout.LOGS_DROPPED, 0, 1, 1, 2**63, b""),
         ],
         (),
+        *ROOMY,
     )
 
     assert counters.values == {"note.body_limit": 1, "note.unknown": 1, "guest_log.dropped": 1_000_000}

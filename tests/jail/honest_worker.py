@@ -80,9 +80,7 @@ def live(control: socket.socket, serialized: bytes, lock: Callable[[], None]) ->
     memory, event = fds
     assert os.fstat(memory).st_size == PAGES * 65536
     problems: list[str] = []
-    threads = [
-        threading.Thread(target=_vm, args=(own_engine, module, memory, event, problems)) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=_vm, args=(own_engine, module, memory, event, problems)) for _ in range(3)]
     for thread in threads:
         thread.start()
     clocks = [time.pthread_getcpuclockid(thread.ident or 0) for thread in threads]

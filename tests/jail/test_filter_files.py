@@ -147,9 +147,7 @@ def test_the_dangerous_calls_kill(architecture: str, call: str) -> None:
         ("prctl", (15, 1), ALLOW),  # PR_SET_NAME
     ],
 )
-def test_arguments_are_narrowed(
-    architecture: str, call: str, arguments: tuple[int, ...], wanted: int
-) -> None:
+def test_arguments_are_narrowed(architecture: str, call: str, arguments: tuple[int, ...], wanted: int) -> None:
     assert answer(architecture, "worker", call, *arguments) == wanted
 
 

@@ -16,9 +16,7 @@ from sandboxd.jail import bpf, filters
 from sandboxd.jail.syscall_numbers import number
 from tests.jail import bpf_machine
 
-WORDS = st.one_of(
-    st.sampled_from([0, 1, 2, 4, 7, 0xFFFF_FFFF, 1 << 32, (1 << 64) - 1]), st.integers(0, (1 << 64) - 1)
-)
+WORDS = st.one_of(st.sampled_from([0, 1, 2, 4, 7, 0xFFFF_FFFF, 1 << 32, (1 << 64) - 1]), st.integers(0, (1 << 64) - 1))
 CALLS = ("read", "mmap", "clone", "prctl", "fcntl")
 ACTIONS = st.sampled_from(["allow", "kill", "EPERM", "ENOSYS"])
 
@@ -26,11 +24,7 @@ ACTIONS = st.sampled_from(["allow", "kill", "EPERM", "ENOSYS"])
 @st.composite
 def conditions(draw: st.DrawFn) -> dict[str, Any]:
     bits = draw(st.sampled_from([32, 64]))
-    mask = (
-        draw(st.one_of(st.none(), WORDS))
-        if bits == 64
-        else draw(st.one_of(st.none(), st.integers(0, 0xFFFFFFFF)))
-    )
+    mask = draw(st.one_of(st.none(), WORDS)) if bits == 64 else draw(st.one_of(st.none(), st.integers(0, 0xFFFFFFFF)))
     effective = (1 << bits) - 1 if mask is None else mask
     base = draw(WORDS)
     # All values of one condition share their high half; the compiler refuses others.
@@ -55,9 +49,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def plain_action(name: str) -> int:
-    return {"allow": bpf_machine.ALLOW, "kill": bpf_machine.KILL}.get(name) or bpf_machine.ERRNO | getattr(
-        errno, name
-    )
+    return {"allow": bpf_machine.ALLOW, "kill": bpf_machine.KILL}.get(name) or bpf_machine.ERRNO | getattr(errno, name)
 
 
 def plain_reading(document: dict[str, Any], call: str, arguments: tuple[int, ...]) -> int:
@@ -91,9 +83,7 @@ def test_the_program_does_what_the_rules_say(
 
 @settings(max_examples=200, deadline=None)
 @given(documents(), st.tuples(*[WORDS] * 6), st.data())
-def test_values_near_a_rule(
-    document: dict[str, Any], arguments: tuple[int, ...], data: st.DataObject
-) -> None:
+def test_values_near_a_rule(document: dict[str, Any], arguments: tuple[int, ...], data: st.DataObject) -> None:
     """Arguments that a rule names, changed by at most one bit."""
     rules = [rule for rule in document["rules"] if rule.get("when")]
     if not rules:
@@ -184,9 +174,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"worker\.json: cannot be read as JSON"):
         filters.load_filter(path)
-    path.write_text(
-        json.dumps({"default": "kill", "rules": [], "comment": "x" * filters.MAX_FILTER_FILE_BYTES})
-    )
+    path.write_text(json.dumps({"default": "kill", "rules": [], "comment": "x" * filters.MAX_FILTER_FILE_BYTES}))
     with pytest.raises(ConfigError, match="larger than"):
         filters.load_filter(path)
 

@@ -23,9 +23,7 @@ def header_numbers(architecture: str) -> dict[str, int]:
 def test_every_number_is_the_kernels(architecture: str) -> None:
     known = header_numbers(architecture)
     assert len(known) > 300
-    assert {name: number(name, architecture) for name in NUMBERS} == {
-        name: known.get(name) for name in NUMBERS
-    }
+    assert {name: number(name, architecture) for name in NUMBERS} == {name: known.get(name) for name in NUMBERS}
 
 
 def test_names_for_messages() -> None:

@@ -30,9 +30,7 @@ def test_minimal_cannot_write_nor_see_bodies() -> None:
     minimal = PRESETS["minimal"]
 
     assert minimal.isdisjoint(caps.MAP_WRITES | caps.UNAVAILABLE)
-    assert minimal.isdisjoint(
-        {"proxy_on_request_body", "proxy_set_buffer_bytes", "proxy_send_local_response"}
-    )
+    assert minimal.isdisjoint({"proxy_on_request_body", "proxy_set_buffer_bytes", "proxy_send_local_response"})
     assert {"proxy_log", "proxy_get_header_map_value", "proxy_on_context_create", "fd_write"} <= minimal
 
 

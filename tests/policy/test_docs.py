@@ -33,9 +33,7 @@ def known_keys(path: str) -> tuple[str, ...]:
     return caught.value.allowed
 
 
-@pytest.mark.parametrize(
-    "path", ["", "vm", "limits", "capabilities", "redact", "write", "failure", "failure.restart"]
-)
+@pytest.mark.parametrize("path", ["", "vm", "limits", "capabilities", "redact", "write", "failure", "failure.restart"])
 def test_every_policy_key_is_documented(path: str) -> None:
     keys = known_keys(path)
 
@@ -48,7 +46,7 @@ def test_every_policy_key_is_documented(path: str) -> None:
 def test_every_configuration_key_is_documented() -> None:
     for text, prefix in (
         ("zz: 1", ""),
-        *((f"{part}: {{zz: 1}}", f"{part}.") for part in ("front", "worker", "channel", "log")),
+        *((f"{part}: {{zz: 1}}", f"{part}.") for part in ("front", "worker", "jail", "channel", "log")),
     ):
         with pytest.raises(ConfigError) as caught:
             parse_config(text, "x")

@@ -119,9 +119,7 @@ def test_every_key() -> None:
     assert policy.plugin("other") is None
     assert plugin.module == ModuleRef(Path("policies/modules/a.wasm"), SHA)
     assert plugin.root_id == "add_header"
-    assert (
-        plugin.configuration == b'{"header":"x-a","value":"Yes","list":[1,2.5,null,true],"date":"2020-01-01"}'
-    )
+    assert plugin.configuration == b'{"header":"x-a","value":"Yes","list":[1,2.5,null,true],"date":"2020-01-01"}'
     assert (plugin.vm.vm_id, plugin.vm.configuration) == ("shared", b"as it is")
     assert plugin.vm.environment == (("REGION", "eu"), ("EMPTY", ""))
     assert (plugin.vm.memory_bytes, plugin.vm.clock) == (16 * limits.MIB, Clock.LIVE)
@@ -338,9 +336,7 @@ def test_missing_keys() -> None:
 def test_the_text_of_an_error_names_file_line_key_and_allowed_values() -> None:
     found = error(FULL.replace("policy: reload", "policy: shut"))
 
-    assert found.line == 1 + FULL.splitlines().index(
-        next(line for line in FULL.splitlines() if "failure:" in line)
-    )
+    assert found.line == 1 + FULL.splitlines().index(next(line for line in FULL.splitlines() if "failure:" in line))
     assert str(found) == (
         f"policies/acme.yaml:{found.line}: plugins[0].failure.policy: 'shut' is not one of the allowed "
         "values (allowed: closed, open, reload)"

@@ -26,9 +26,7 @@ REQUEST = Section.REQUEST_HEADERS
 
 def redactor(key: bytes = KEY, **modes: RedactMode) -> Redactor:
     """Rules for request headers alone; ``_`` in a name stands for ``-``, ``STAR`` at its end for ``*``."""
-    rules = tuple(
-        HeaderRule(name.replace("STAR", "*").replace("_", "-"), mode) for name, mode in modes.items()
-    )
+    rules = tuple(HeaderRule(name.replace("STAR", "*").replace("_", "-"), mode) for name, mode in modes.items())
     return Redactor(RedactionPolicy(request_headers=rules), key)
 
 
@@ -115,9 +113,7 @@ def test_a_wide_show_does_not_lift_a_default() -> None:
         HeaderRule("auth*", RedactMode.SHOW),
     )
 
-    assert (
-        Redactor(RedactionPolicy(request_headers=wide), KEY).view([(b"authorization", b"x")], REQUEST) == []
-    )
+    assert Redactor(RedactionPolicy(request_headers=wide), KEY).view([(b"authorization", b"x")], REQUEST) == []
 
 
 def test_sections_have_rules_of_their_own() -> None:

@@ -100,9 +100,7 @@ def test_pseudo_headers_are_never_removed_nor_doubled(changes: HeaderDiff) -> No
     assert reasons(refusals) == [Reason.PSEUDO]
 
 
-@pytest.mark.parametrize(
-    "name", [b"Transfer-Encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection"]
-)
+@pytest.mark.parametrize("name", [b"Transfer-Encoding", b"connection", b"upgrade", b"keep-alive", b"proxy-connection"])
 def test_headers_of_one_hop_are_the_proxys(name: bytes) -> None:
     for changes in (set_one(name, b"x"), HeaderDiff(added=((name, b"x"),)), HeaderDiff(removed=(name,))):
         assert reasons(rules().headers(changes, REQUEST)[1]) == [Reason.CONNECTION]
@@ -158,9 +156,7 @@ def test_count_and_sizes_are_bounded() -> None:
     assert len(kept.added) == 3
     assert reasons(refusals) == [Reason.TOO_MANY] * 2
 
-    assert reasons(rules(max_header_bytes=10).headers(set_one(b"x", b"v" * 10), REQUEST)[1]) == [
-        Reason.TOO_LARGE
-    ]
+    assert reasons(rules(max_header_bytes=10).headers(set_one(b"x", b"v" * 10), REQUEST)[1]) == [Reason.TOO_LARGE]
     kept, refusals = rules(max_headers_bytes=10).headers(HeaderDiff(added=((b"x", b"v" * 6),) * 2), REQUEST)
     assert len(kept.added) == 1
     assert reasons(refusals) == [Reason.TOO_LARGE]
@@ -247,9 +243,7 @@ def test_property(path: bytes, value: bytes, reason: Reason | None) -> None:
 
 NAMES = st.one_of(
     st.binary(max_size=6),
-    st.sampled_from(
-        [b":path", b":status", b":METHOD", b"Host", b"x-deny-me", b"connection", b"x-a\r\nb", b"te"]
-    ),
+    st.sampled_from([b":path", b":status", b":METHOD", b"Host", b"x-deny-me", b"connection", b"x-a\r\nb", b"te"]),
 )
 VALUES = st.one_of(st.binary(max_size=8), st.sampled_from([b"/", b"200", b"GET", b"a\r\nx: y", b" v "]))
 ENTRIES = st.tuples(NAMES, VALUES)

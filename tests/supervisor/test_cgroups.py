@@ -143,9 +143,9 @@ def test_memory_and_pids_hold_from_the_first_moment_and_the_cpu_quota_from_ready
     group.enter(5)
     group.hold()
 
-    without = CgroupLimits(memory_bytes=64 << 20, cpus=None, pids=9)
+    without = CgroupLimits(memory_bytes=64 << 20, cpus=None, pids=10)
     assert leaf.done == [("create", without), ("add", 5), ("limits", limits_of(ISOLATION))]
-    assert limits_of(ISOLATION) == CgroupLimits(memory_bytes=64 << 20, cpus=0.1, pids=9)
+    assert limits_of(ISOLATION) == CgroupLimits(memory_bytes=64 << 20, cpus=0.1, pids=10)
 
 
 def test_a_death_for_want_of_memory_is_told_as_such() -> None:
@@ -184,6 +184,18 @@ async def test_a_worker_is_inside_before_it_is_told_anything(stand_in: list[subp
         while "remove" not in leaf.done:
             await asyncio.sleep(0.01)
     assert leaf.done[-2:] == ["kill", "remove"]
+
+
+async def test_killing_a_worker_kills_what_it_started(stand_in: list[subprocess.Popen[bytes]]) -> None:
+    """At once, and not only when the worker is seen to be gone."""
+    group, leaf = worker_leaf()
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    worker = WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, gone.set_result)
+
+    worker.kill("lied")
+
+    assert leaf.done[-1] == "kill"
+    assert "lied" in await asyncio.wait_for(gone, 10)
 
 
 async def test_a_worker_that_cannot_be_moved_is_not_started(stand_in: list[subprocess.Popen[bytes]]) -> None:

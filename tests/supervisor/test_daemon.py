@@ -113,9 +113,7 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_later(daemon: FakeDa
     for _ in range(3):
         wait_for(lambda: daemon.tenant("alpha")["worker"] is not None, 10, "a worker")
         os.kill(daemon.worker_pid("alpha"), signal.SIGKILL)
-        wait_for(
-            lambda: daemon.tenant("alpha")["worker"] is None or daemon.serves("alpha main"), 5, "noticed"
-        )
+        wait_for(lambda: daemon.tenant("alpha")["worker"] is None or daemon.serves("alpha main"), 5, "noticed")
 
     delays = [line.rpartition(" in ")[2] for line in daemon.log.splitlines() if "starts again in" in line]
 
@@ -147,9 +145,7 @@ def test_a_killed_front_is_replaced_and_gets_its_channels(daemon: FakeDaemon) ->
     assert status["fronts"][0]["pid"] != old
     assert status["front_restarts"] == 1
     assert daemon.worker_pid("alpha") == worker
-    wait_for(
-        lambda: len(daemon.tenant("alpha")["plugins"][0]["vms"]) == 2, 3, "the dead front's VM is closed"
-    )
+    wait_for(lambda: len(daemon.tenant("alpha")["plugins"][0]["vms"]) == 2, 3, "the dead front's VM is closed")
 
 
 def test_a_broken_channel_costs_its_worker(daemon: FakeDaemon) -> None:
@@ -309,18 +305,14 @@ def test_nothing_survives_a_supervisor_that_is_killed(daemon: FakeDaemon) -> Non
 def test_two_daemons_do_not_share_a_runtime_directory(daemon: FakeDaemon) -> None:
     """The second one says who has it, in one line, and ends."""
     command = [*daemon.process.args]  # type: ignore[misc]
-    second = subprocess.run(
-        command, capture_output=True, text=True, timeout=30, check=False, cwd=GUESTS.parents[1]
-    )
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=GUESTS.parents[1])
 
     assert second.returncode != 0
     assert f"another sandboxd (pid {daemon.process.pid}) uses this runtime directory" in second.stderr
     assert daemon.serves("alpha main")
 
 
-def test_a_tenant_that_cannot_start_is_down_and_the_others_serve(
-    short_path: Path, artefact_cache: Path
-) -> None:
+def test_a_tenant_that_cannot_start_is_down_and_the_others_serve(short_path: Path, artefact_cache: Path) -> None:
     """The front is told why; the good plugin of the same tenant serves."""
     bad = GUESTS / "misdeeds" / "configure_false.wasm"
     both = policy_text("alpha", ADD_HEADER) + policy_text("alpha", bad, name="bad").partition("plugins:\n")[2]
@@ -363,9 +355,7 @@ def test_tells_systemd(short_path: Path, artefact_cache: Path) -> None:
 def test_too_few_threads_are_an_error_at_once(short_path: Path, artefact_cache: Path) -> None:
     """Not a worker that dies at every start; the front is told the reason too."""
     few = "isolation: {pids: 4}\n" + policy_text("alpha", ADD_HEADER)
-    with fake_daemon(
-        short_path, artefact_cache, {"a": few, "b": policy_text("beta", ADD_HEADER)}, fronts=3
-    ) as daemon:
+    with fake_daemon(short_path, artefact_cache, {"a": few, "b": policy_text("beta", ADD_HEADER)}, fronts=3) as daemon:
         tenant = daemon.tenant("alpha")
         assert tenant["state"] == "failed"
         assert "isolation.pids: is too small: 1 plugins on 3 fronts need 5 threads" in tenant["last_error"]

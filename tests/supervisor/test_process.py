@@ -12,19 +12,23 @@ from collections.abc import Callable
 
 import pytest
 
+from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import launch, process
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
-from sandboxd.supervisor.worker_protocol import Event, Ready
+from sandboxd.supervisor.worker_protocol import Event, Ready, VmView
 
-READY = "say(ready=control.WorkerReady(pid=1, layers=['x']))\n"
+FAILED = "vm_failed=control.VmFailed(vm_id=1, generation=1, retry_in_ns=1)"
+READY = "say(ready=control.WorkerReady(layers=layers))\n"
 HEAD = """
 import os, socket, sys, time
 from sandboxd.protos import control_pb2 as control
 sock = socket.socket(fileno=int(sys.argv[1]))
 def say(**frame): sock.send(control.FromWorker(**frame).SerializeToString())
-sock.recv(65536)
+from sandboxd.jail.full_plan import decode
+layers = decode(control.ToWorker.FromString(sock.recv(65536)).setup.jail_plan).layers()
 """
+LAYERS = tuple(layer.value for layer in WorkerSpec("t").plan(3, 1).layers())
 
 
 @pytest.fixture
@@ -50,7 +54,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 async def until_gone(events: list[Event] | None = None, timeout_s: float = 20) -> str:
     """Start a worker, wait until it is gone, and return the operator's sentence."""
     gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    WorkerProcess(WorkerSpec("t"), (events if events is not None else []).append, gone.set_result)
+    worker = WorkerProcess(WorkerSpec("t"), (events if events is not None else []).append, gone.set_result)
+    worker.view.vms[1] = VmView(1)
     return await asyncio.wait_for(gone, timeout_s)
 
 
@@ -60,7 +65,7 @@ async def test_exit_status_and_last_words(play: Callable[[str], None]) -> None:
     events: list[Event] = []
 
     assert await until_gone(events) == r"ended by itself with status 3; its last words: out of \x1b[31mluck"
-    assert events == [Ready(("x",))]
+    assert events == [Ready(LAYERS)]
 
 
 async def test_killed_from_outside(play: Callable[[str], None]) -> None:
@@ -76,14 +81,15 @@ async def test_killed_from_outside(play: Callable[[str], None]) -> None:
         ("sock.send(b'\\xff' * 10); time.sleep(60)", "not protobuf"),
         ("sock.send(b''); time.sleep(60)", "closed its control socket"),
         ("say(pong=control.Pong(number=1)); time.sleep(60)", "before it was ready"),
-        (READY + "say(vm_started=control.VmStarted(vm_id=1, generation=1)); time.sleep(60)", "was not given"),
+        (READY + "say(vm_started=control.VmStarted(vm_id=9, generation=1)); time.sleep(60)", "was not given"),
         (READY + "sock.close(); time.sleep(60)", "closed its control socket"),
+        ("say(ready=control.WorkerReady(layers=layers[1:])); time.sleep(60)", "was told to put on fds, "),
         (
             "sock.setsockopt(1, 7, 1 << 20); sock.send(b'x' * 70000); time.sleep(60)",
             "more than 65536 bytes",
         ),
     ],
-    ids=["garbage", "empty", "early", "ids", "closed", "long"],
+    ids=["garbage", "empty", "early", "ids", "closed", "layers", "long"],
 )
 async def test_lies_are_fatal(play: Callable[[str], None], program: str, reason: str) -> None:
     """Whatever no honest worker says costs it its life, at once."""
@@ -98,9 +104,18 @@ async def test_lies_are_fatal(play: Callable[[str], None], program: str, reason:
 async def test_a_flood_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid frames without end must not keep the supervisor busy."""
     monkeypatch.setattr(process, "FRAMES_BURST", 500)
-    play(READY + "\nwhile True: say(error=control.WorkerError(message='x'))")
+    play(READY + f"\nwhile True: say({FAILED})")
 
     assert "floods" in await until_gone()
+
+
+async def test_giving_up_is_final(play: Callable[[str], None]) -> None:
+    """Each time is a line of the log, so there is no second one."""
+    play(READY + "\nwhile True: say(error=control.WorkerError(message='x'))")
+    events: list[Event] = []
+
+    assert "gave up twice" in await until_gone(events)
+    assert len(events) == 2
 
 
 async def test_silence_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +140,10 @@ async def test_descriptors_from_a_worker_are_never_taken(play: Callable[[str], N
     program = """
     import array
     fds = array.array('i', [os.open('/dev/null', 0) for _ in range(100)])
-    frame = control.FromWorker(error=control.WorkerError(message='x')).SerializeToString()
+    frame = control.FromWorker(FAILED).SerializeToString()
     for _ in range(20): sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
     """
-    play(READY + textwrap.dedent(program))
+    play(READY + textwrap.dedent(program).replace("FAILED", FAILED))
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     events: list[Event] = []
 
@@ -147,7 +162,7 @@ async def test_a_worker_that_does_not_read_is_killed(
     gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     worker = WorkerProcess(WorkerSpec("t"), lambda _: None, gone.set_result)
     while not gone.done():
-        worker.send(WorkerSpec("t" * 1000).setup())
+        worker.send(control.ToWorker(setup=control.WorkerSetup(tenant="t" * 1000)))
         await asyncio.sleep(0)
 
     assert "does not read" in gone.result()

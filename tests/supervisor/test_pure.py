@@ -188,9 +188,7 @@ class TestVmConfig:
             header_leniency=HeaderLeniency.ENVOY,
             vm=VmPolicy(clock=Clock.LIVE),
         )
-        assert vm_config(other, self.manifest, 65536).flags == (
-            Flag.ALLOW_ON_HEADERS_STOP_ITERATION | Flag.LIVE_CLOCK
-        )
+        assert vm_config(other, self.manifest, 65536).flags == (Flag.ALLOW_ON_HEADERS_STOP_ITERATION | Flag.LIVE_CLOCK)
 
     def test_denied_properties(self) -> None:
         """A prefix with an exception below it is the front's business."""

@@ -29,7 +29,7 @@ def view() -> WorkerView:
 def test_a_normal_life() -> None:
     """Each frame becomes its event, and the view follows."""
     worker = WorkerView()
-    assert worker.feed(frame(ready=control.WorkerReady(pid=1, layers=["uid"]))) == protocol.Ready(("uid",))
+    assert worker.feed(frame(ready=control.WorkerReady(layers=["uid"]))) == protocol.Ready(("uid",))
     worker.plugins[1] = False
     assert worker.feed(frame(plugin_loaded=control.PluginLoaded(plugin_id=1, load_ns=5))) == (
         protocol.PluginLoaded(1, "", 5)
@@ -39,9 +39,7 @@ def test_a_normal_life() -> None:
         protocol.VmStarted(3, 1, 9)
     )
     assert worker.vms[3].state is VmState.RUNNING
-    failed = control.VmFailed(
-        vm_id=3, generation=1, cause=control.FAILURE_CAUSE_TRAP, message="boom", retry_in_ns=1
-    )
+    failed = control.VmFailed(vm_id=3, generation=1, cause=control.FAILURE_CAUSE_TRAP, message="boom", retry_in_ns=1)
     event = worker.feed(frame(vm_failed=failed))
     assert isinstance(event, protocol.VmFailed)
     assert event.cause == "trap"
@@ -118,23 +116,15 @@ def test_unknown_causes_have_a_name() -> None:
 usages = st.builds(control.VmUsage, vm_id=st.integers(5, 9), generation=st.integers(0, 9))
 small = st.integers(0, 9)
 frames = st.one_of(
-    st.builds(
-        control.FromWorker, ready=st.builds(control.WorkerReady, layers=st.lists(st.text(), max_size=70))
-    ),
-    st.builds(
-        control.FromWorker, plugin_loaded=st.builds(control.PluginLoaded, plugin_id=small, error=st.text())
-    ),
+    st.builds(control.FromWorker, ready=st.builds(control.WorkerReady, layers=st.lists(st.text(), max_size=70))),
+    st.builds(control.FromWorker, plugin_loaded=st.builds(control.PluginLoaded, plugin_id=small, error=st.text())),
     st.builds(control.FromWorker, vm_started=st.builds(control.VmStarted, vm_id=small, generation=small)),
     st.builds(
         control.FromWorker,
-        vm_failed=st.builds(
-            control.VmFailed, vm_id=small, generation=small, message=st.text(), callback=st.text()
-        ),
+        vm_failed=st.builds(control.VmFailed, vm_id=small, generation=small, message=st.text(), callback=st.text()),
     ),
     st.builds(control.FromWorker, vm_closed=st.builds(control.VmClosed, vm_id=small)),
-    st.builds(
-        control.FromWorker, pong=st.builds(control.Pong, number=small, vms=st.lists(usages, max_size=4))
-    ),
+    st.builds(control.FromWorker, pong=st.builds(control.Pong, number=small, vms=st.lists(usages, max_size=4))),
     st.builds(control.FromWorker, error=st.builds(control.WorkerError, message=st.text())),
 ).map(lambda message: message.SerializeToString())
 

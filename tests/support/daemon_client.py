@@ -67,6 +67,7 @@ class FakeDaemon:
         fronts: int = 2,
         environment: dict[str, str] | None = None,
         more: str = "jail: {self_test: false}\n",
+        program: str = "tests.support.fake_daemon",
     ) -> None:
         self.directory = directory
         self.policies = directory / "policies"
@@ -80,7 +81,7 @@ class FakeDaemon:
         self.log_path = directory / "log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "tests.support.fake_daemon", str(self.config)],
+                [sys.executable, "-W", "error", "-m", program, str(self.config)],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -154,6 +155,7 @@ def fake_daemon(
     fronts: int = 2,
     environment: dict[str, str] | None = None,
     more: str = "jail: {self_test: false}\n",
+    program: str = "tests.support.fake_daemon",
 ) -> Iterator[FakeDaemon]:
     """
     Run a daemon with these policy files (name without suffix to text) for the length of a ``with`` block.
@@ -161,7 +163,7 @@ def fake_daemon(
     (directory / "policies").mkdir()
     for name, text in policies.items():
         (directory / "policies" / f"{name}.yaml").write_text(text)
-    daemon = FakeDaemon(directory, cache, fronts=fronts, environment=environment, more=more)
+    daemon = FakeDaemon(directory, cache, fronts=fronts, environment=environment, more=more, program=program)
     try:
         daemon.wait_ready()
         yield daemon

@@ -137,9 +137,7 @@ class WorkerProcess:
             restart_max_crashes=max_crashes,
             restart_window_ns=60 * S_NS,
         )
-        self.send(
-            control.ToWorker(open_vm=request), (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob_fd)
-        )
+        self.send(control.ToWorker(open_vm=request), (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob_fd))
         os.close(blob_fd)
 
     def cpu_ticks(self) -> int:

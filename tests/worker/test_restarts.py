@@ -53,9 +53,7 @@ def test_growth_is_bounded() -> None:
     st.lists(st.integers(0, 10**12), max_size=50),
     st.floats(0, 1),
 )
-def test_delays_are_always_in_range(
-    backoff: int, crashes: int, window: int, gaps: list[int], chance: float
-) -> None:
+def test_delays_are_always_in_range(backoff: int, crashes: int, window: int, gaps: list[int], chance: float) -> None:
     """Never negative, never above ten back-offs or the grown back-off, with their jitter."""
     restarts = Restarts(RestartPolicy(backoff, crashes, window), lambda: chance)
     now = 0

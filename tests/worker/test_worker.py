@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from wasmtime import Engine, Module
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.memfd import create_channel
 from sandboxd.channel.sync_vm import VmLost
+from sandboxd.jail.facts import machine_facts
+from sandboxd.jail.filter_files import load_filters
+from sandboxd.jail.jailer import Jailer
+from sandboxd.jail.layers import ALWAYS_REQUIRED, Layer
 from sandboxd.limits import MIB
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import frames, launch
 from sandboxd.vm.artefacts import BLOB_NAMES, Bundle, write_bundle
 from sandboxd.vm.link import plan
 from sandboxd.vm.wasm_binary import parse
@@ -39,6 +46,9 @@ def file(path: str) -> Bundle:
     return bundle((GUESTS / f"{path}.wasm").read_bytes())
 
 
+BUNDLE = file("c/c_add_header")
+
+
 def request(one: OneVm) -> Any:
     """Open a stream and send request headers; returns the verdict."""
     stream = one.vm.client.open_stream(b"", time.time_ns())
@@ -59,15 +69,20 @@ def test_serves_a_request() -> None:
 
 
 def test_worker_reports_its_layers() -> None:
-    """What it has given up before it read anything."""
+    """All that the machine can give, and the kernel says the same of the process."""
+    spec = launch.WorkerSpec("test")
     with WorkerProcess() as worker:
-        status = Path(f"/proc/{worker.process.pid}/status").read_text()
-        limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
-        fds = list(Path(f"/proc/{worker.process.pid}/fd").iterdir())
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        limits = Path(f"/proc/{worker.pid}/limits").read_text()
+        fds = sorted(int(entry.name) for entry in Path(f"/proc/{worker.pid}/fd").iterdir())
 
-    assert {"fds", "rlimits", "non_dumpable", "parent_death_signal", "no_new_privs"} <= set(worker.layers)
+    assert worker.layers == tuple(layer.value for layer in spec.plan(5, 7).layers())
+    assert {Layer(name) for name in worker.layers} >= ALWAYS_REQUIRED
     assert "NoNewPrivs:\t1" in status
-    assert len(fds) == 4
+    assert "Seccomp_filters:\t1" in status
+    assert re.search(r"NSpid:\t\d+\t1\n", status)
+    assert "CapBnd:\t0000000000000000" in status
+    assert len(fds) == 5  # 0 to 2, the control socket, and its own maps until the modules are loaded
     for name, value in (
         ("core file size", "0"),
         ("file size", "0"),
@@ -78,16 +93,75 @@ def test_worker_reports_its_layers() -> None:
         assert line.removeprefix(f"Max {name}").split()[:2] == [value, value]
 
 
+def test_jail_is_complete_before_a_guest_runs() -> None:
+    """The second filter is there when the first VM says that it runs, in every thread."""
+    with OneVm(file("c/c_add_header")) as one:
+        one.worker.receive("vm_started")
+        tasks = list(Path(f"/proc/{one.worker.pid}/task").iterdir())
+        filters = [re.search(r"Seccomp_filters:\t(\d)", (task / "status").read_text()) for task in tasks]
+        fds = {str(entry.readlink()) for entry in Path(f"/proc/{one.worker.pid}/fd").iterdir()}
+        maps = Path(f"/proc/{one.worker.pid}/maps").read_text()
+
+    assert len(tasks) >= 3
+    assert {found[1] for found in filters if found} == {"2"}
+    assert not any(name.startswith("/proc") for name in fds)
+    assert " rwx" not in maps
+
+
+def test_plugin_is_not_loaded_once_a_vm_was_opened() -> None:
+    """No memory becomes executable any more, so the supervisor must not ask; one that does has a bug."""
+    with OneVm(file("c/c_add_header")) as one:
+        one.worker.receive("vm_started")
+        fd = os.memfd_create("late")
+        one.worker.send(control.ToWorker(load_plugin=control.LoadPlugin(plugin_id=2)), (fd,))
+        os.close(fd)
+
+        assert "cannot be loaded once a VM was opened" in one.worker.receive("error").message
+        assert one.worker.process.wait(5) == 70
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
 def test_worker_takes_its_own_user() -> None:
     """For good, and with no group left."""
     with WorkerProcess(uid=64321, gid=64322) as worker:
-        status = Path(f"/proc/{worker.process.pid}/status").read_text()
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        waiter = Path(f"/proc/{worker.process.pid}/status").read_text()
 
-    assert "Uid:\t64321\t64321\t64321\t64321" in status
-    assert "Gid:\t64322\t64322\t64322\t64322" in status
-    assert "Groups:\t \n" in status or "Groups:\t\n" in status
-    assert "uid" in worker.layers
+    for text in (status, waiter):
+        assert "Uid:\t64321\t64321\t64321\t64321" in text
+        assert "Gid:\t64322\t64322\t64322\t64322" in text
+        assert "Groups:\t \n" in text or "Groups:\t\n" in text
+
+
+def test_worker_serves_in_a_user_namespace() -> None:
+    """The road of a daemon without privilege: a namespace with a single id takes the place of the uid."""
+    facts = replace(machine_facts(), privileged=False, may_change_uid=False)
+    with OneVm(BUNDLE, jailer=Jailer(facts, load_filters())) as one:
+        one.worker.receive("vm_started")
+        one.vm.wait_ready(5)
+
+        assert request(one).code == layout.CODE_OK
+        outside = Path("/proc/self/ns/user").readlink()
+        assert Path(f"/proc/{one.worker.pid}/ns/user").readlink() != outside
+        assert Path(f"/proc/{one.worker.pid}/uid_map").read_text().split() == ["65534", str(os.getuid()), "1"]
+        assert "uid" in one.worker.layers
+
+
+@pytest.mark.parametrize("plan", [b"", b"rubbish", b'{"steps": [["inside", "dance", "uid", {}]], "missing": []}'])
+def test_worker_without_a_plan_ends(plan: bytes) -> None:
+    """It never goes on unjailed."""
+    with frames.Pair() as pair:
+        process = launch.start(pair.theirs)
+        sock = pair.ours
+    with sock:
+        setup = control.WorkerSetup(tenant="t", jail_plan=plan)
+        frames.send(sock, control.ToWorker(setup=setup).SerializeToString())
+
+        assert process.wait(10) != 0
+        assert process.stderr is not None
+        words = process.stderr.read().decode()
+        process.stderr.close()
+    assert "the jail's plan makes no sense" in words or "dance" in words
 
 
 def test_worker_ends_with_its_socket() -> None:
@@ -105,13 +179,14 @@ def test_worker_dies_with_its_parent(tmp_path: Path) -> None:
     import sys
 
     script = (
-        "import socket, subprocess, sys, time, os\n"
+        "import os, time\n"
         "from sandboxd.supervisor import frames, launch\n"
-        "from sandboxd.protos import control_pb2 as c\n"
-        "p = frames.Pair(); w = launch.start(p.theirs)\n"
-        "frames.send(p.ours, c.ToWorker(setup=c.WorkerSetup(tenant='t')).SerializeToString())\n"
+        "from sandboxd.jail.waiter import worker_pid\n"
+        "p = frames.Pair(); w = launch.start(p.theirs); spec = launch.WorkerSpec('t')\n"
+        "setup = spec.setup(spec.plan(p.theirs.fileno(), w.pid))\n"
+        "frames.send(p.ours, setup.SerializeToString())\n"
         "frames.receive_plain(p.ours)\n"
-        "os.kill(w.pid, 19); print(w.pid, flush=True); time.sleep(60)\n"
+        "pid = worker_pid(w.pid); os.kill(pid, 19); print(pid, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -159,9 +234,7 @@ def _state(pid: int) -> str:
         ),
     ],
 )
-def test_failed_start_is_reported_and_tried_again(
-    module: bytes, cause: str, callback: str, text: str
-) -> None:
+def test_failed_start_is_reported_and_tried_again(module: bytes, cause: str, callback: str, text: str) -> None:
     """At once the first time, then after the back-off; the client sees a VM that is not there."""
     with OneVm(bundle(module), start_ms=50, backoff_ms=30) as one:
         failures = [one.worker.receive("vm_failed") for _ in range(3)]
@@ -191,9 +264,7 @@ def test_failed_start_is_reported_and_tried_again(
         (GROW_AND_PANIC, "MEMORY_LIMIT", CALLBACK, "(guest memory 16777216 of 16777216 bytes)"),
     ],
 )
-def test_failed_event_ends_the_vm_and_a_new_one_comes(
-    module: bytes, cause: str, callback: str, text: str
-) -> None:
+def test_failed_event_ends_the_vm_and_a_new_one_comes(module: bytes, cause: str, callback: str, text: str) -> None:
     """The client learns of it at once, and the next generation serves on the same channel."""
     with OneVm(bundle(module), start_ms=400, cpu_ms=100) as one:
         one.worker.receive("vm_started")
@@ -304,13 +375,14 @@ def test_endless_loop_costs_its_own_vm_alone() -> None:
         (loop $l (local.set 3 (i32.sub (local.get 3) (i32.const 1))) (br_if $l (local.get 3))) (i32.const
         0))"""
     )
-    with OneVm(bundle(misdeed("loop_in_request_headers")), cpu_ms=30, backoff_ms=1, max_crashes=100) as one:
-        one.worker.receive("vm_started")
-        assert one.worker.load(bundle(busy).data, 2, cpu_ms=30) == ""
-        fds = create_channel(65536)
-        from sandboxd.channel.client import VmClient
-        from sandboxd.channel.sync_vm import SyncVm
+    from sandboxd.channel.client import VmClient
+    from sandboxd.channel.sync_vm import SyncVm
 
+    both = {2: bundle(busy)}
+    options: dict[str, Any] = {"cpu_ms": 30, "backoff_ms": 1, "max_crashes": 100, "more": both}
+    with OneVm(bundle(misdeed("loop_in_request_headers")), **options) as one:
+        one.worker.receive("vm_started")
+        fds = create_channel(65536)
         other = SyncVm(VmClient(fds))
         one.worker.open(fds, configuration(bundle(busy).manifest, 65536), 2, 2)
         one.worker.receive("vm_started")
@@ -466,8 +538,6 @@ def test_host_calls_per_event_are_limited() -> None:
         " (loop $l (drop (call 0)) (br $l)) (i32.const 0))",
         imports='(import "env" "proxy_done" (func (result i32)))',
     )
-    from dataclasses import replace
-
     with OneVm(bundle(module), cpu_ms=5000, limits=replace(LIMITS, host_calls_per_event=1000)) as one:
         one.worker.receive("vm_started")
         one.vm.wait_ready(5)
@@ -557,7 +627,7 @@ def test_killed_worker_leaves_no_half_state() -> None:
     """SIGKILL needs no cooperation: the socket ends."""
     with OneVm(file("c/c_add_header")) as one:
         one.worker.receive("vm_started")
-        os.kill(one.worker.process.pid, signal.SIGKILL)
+        os.kill(one.worker.pid, signal.SIGKILL)
 
         assert one.worker.process.wait(5) == -signal.SIGKILL
         assert one.worker.socket.recv(1) == b""
