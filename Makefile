@@ -2,6 +2,7 @@
 #   make demo [ARGS=--once]   sandboxd, an Envoy and an upstream, with filters at work
 #   make test                 the tests (about five minutes)
 #   make check                linters, types, C warnings, generated code
+#   make test-vm              the service in a virtual machine: systemd, cgroup v2 (root, about ten minutes)
 #   make bench                figures into build/bench.json
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +10,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test check bench generate format clean
+.PHONY: demo test test-vm check bench generate format clean
 
 demo: $(READY)
 	$(BIN)/python -m sandboxd.demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vm: $(READY)
+	$(BIN)/python -m tests.machine $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

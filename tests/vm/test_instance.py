@@ -154,8 +154,7 @@ def test_bad_configuration_is_a_bug_of_ours(engine: Engine, channel: VmClient) -
 def test_epoch_asks_and_goes_on(engine: Engine, channel: VmClient) -> None:
     """A VM that may go on is asked once per move of the epoch; one that may not ends."""
     module = guest(
-        '(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)'
-        " (loop $l (br $l)) (i32.const 0))"
+        '(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (loop $l (br $l)) (i32.const 0))'
     )
     plugin = load_plugin(engine, bundle(module).data)
     asked: list[int] = []

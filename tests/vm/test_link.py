@@ -141,9 +141,7 @@ def test_bindings_follow_the_grant() -> None:
 
 def test_callbacks_that_are_not_granted_are_absent() -> None:
     """They are known to exist, but the adapter does not call them."""
-    module = guest(
-        '(func (export "proxy_on_log") (param i32))', '(func (export "proxy_on_delete") (param i32))'
-    )
+    module = guest('(func (export "proxy_on_log") (param i32))', '(func (export "proxy_on_delete") (param i32))')
 
     link = linked(module, frozenset({"proxy_on_delete"}))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.vm.inside.names import PROOFS
-from tests.vm.report import Report
+from tests.machine.inside.names import PROOFS
+from tests.machine.report import Report
 
 
 def line(event: str, **fields: object) -> str:
@@ -13,9 +13,7 @@ def line(event: str, **fields: object) -> str:
 
 
 def proof(name: str, *, ok: object = True) -> str:
-    return line(
-        "proof", name=name, ok=ok, seconds=1.5, facts={"size": 3}, error="" if ok is True else "why\nnot"
-    )
+    return line("proof", name=name, ok=ok, seconds=1.5, facts={"size": 3}, error="" if ok is True else "why\nnot")
 
 
 def test_all_proofs_and_the_end_are_a_success() -> None:
