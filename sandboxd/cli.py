@@ -25,8 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="sandboxd",
         description="Runs Proxy-Wasm filters of many tenants in processes of their own, outside the proxy.",
-        epilog="Exit status: 0 all is well, 1 findings or failed expectations, 2 usage or "
-        "configuration error.",
+        epilog="Exit status: 0 all is well, 1 findings or failed expectations, 2 usage or configuration error.",
     )
     top.add_argument("--version", action="version", version=f"sandboxd {sandboxd.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)

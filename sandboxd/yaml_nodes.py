@@ -82,9 +82,7 @@ class Source:
     path: str
     error: type[OperatorError]
 
-    def fail(
-        self, problem: str, *, line: int = 0, key: str = "", allowed: tuple[str, ...] = ()
-    ) -> OperatorError:
+    def fail(self, problem: str, *, line: int = 0, key: str = "", allowed: tuple[str, ...] = ()) -> OperatorError:
         """Return (not raise) the error for a place in this file."""
         return self.error(problem, path=self.path, line=line, key=key, allowed=allowed)
 

@@ -66,9 +66,7 @@ def test_another_user_gets_directories_of_their_own() -> None:
     assert config.cache_directory == Path("/home/u/.cache/sandboxd")
     assert config.state_directory == Path("/home/u/.local/state/sandboxd")
     assert config.front.processes == 1
-    assert parse("", Machine(1000, 4, {"HOME": "/h"})).runtime_directory == Path(
-        "/h/.local/state/sandboxd/run"
-    )
+    assert parse("", Machine(1000, 4, {"HOME": "/h"})).runtime_directory == Path("/h/.local/state/sandboxd/run")
     assert parse("", Machine(1000, 4, {"XDG_CACHE_HOME": "/c"})).cache_directory == Path("/c/sandboxd")
 
 

@@ -92,9 +92,7 @@ def _compile(made: Path, work: Path) -> None:
         env=compiler_environment(work),
     )
     if done.returncode != 0 or not made.exists():
-        raise RuntimeError(
-            f"hostcore does not compile (ziglang, exit code {done.returncode}):\n{done.stderr}"
-        )
+        raise RuntimeError(f"hostcore does not compile (ziglang, exit code {done.returncode}):\n{done.stderr}")
 
 
 def compiler_environment(work: Path) -> dict[str, str]:

@@ -96,9 +96,7 @@ def write_bundle(
         "memory_pages": list(link.memory_pages),
         "callbacks": list(link.callbacks),
         "granted_callbacks": list(link.granted_callbacks),
-        "imports": [
-            {"module": item.module, "name": item.name, "binding": item.binding.value} for item in link.imports
-        ],
+        "imports": [{"module": item.module, "name": item.name, "binding": item.binding.value} for item in link.imports],
         "blobs": places,
     }
     text = json.dumps(manifest, separators=(",", ":")).encode()

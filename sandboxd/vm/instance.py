@@ -94,9 +94,7 @@ class Vm:
         GuestFailure: the modules do not link.
     """
 
-    def __init__(
-        self, plugin: LoadedPlugin, channel_fd: int, ring_bytes: int, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, plugin: LoadedPlugin, channel_fd: int, ring_bytes: int, should_stop: Callable[[], bool]) -> None:
         channel_bytes = window.checked_size(channel_fd, ring_bytes)
         self._trap = ctypes.c_void_p()
         self._trap_address = ctypes.addressof(self._trap)
@@ -107,9 +105,7 @@ class Vm:
             self._limit_store(plugin)
             self._context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
             self._memory = self._new_memory()
-            self._base = _address(
-                capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory))
-            )
+            self._base = _address(capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory)))
             self._instances: dict[str, Any] = {}
             for name in BLOB_NAMES:
                 self._instances[name] = self._instantiate(plugin, name)
@@ -200,9 +196,7 @@ class Vm:
         kind = ctypes.POINTER(capi.wasm_memorytype_t)()
         memory = capi.wasmtime_memory_t()
         self._check(
-            capi.wasmtime_memorytype_new(
-                MEMORY_PAGES, True, MEMORY_PAGES, False, False, 16, ctypes.byref(kind)
-            )
+            capi.wasmtime_memorytype_new(MEMORY_PAGES, True, MEMORY_PAGES, False, False, 16, ctypes.byref(kind))
         )
         try:
             self._check(capi.wasmtime_memory_new(self._store._context(), kind, ctypes.byref(memory)))
@@ -215,11 +209,7 @@ class Vm:
         imports = (capi.wasmtime_extern_t * max(len(loaded.imports), 1))()
         for index, (module, item) in enumerate(loaded.imports):
             # The guest's imports are bound by position: names may repeat.
-            found = (
-                self._export("trampolines", f"f{index}")
-                if name == "guest"
-                else self._resolve(name, module, item)
-            )
+            found = self._export("trampolines", f"f{index}") if name == "guest" else self._resolve(name, module, item)
             ctypes.memmove(ctypes.addressof(imports[index]), ctypes.addressof(found), ctypes.sizeof(found))
         instance = capi.wasmtime_instance_t()
         error = capi.wasmtime_instance_new(
@@ -266,9 +256,7 @@ class Vm:
     def _call(self, function: Function, *arguments: int) -> int:
         for index, argument in enumerate(arguments):
             function.values[index * _VALUE_BYTES // 8] = argument
-        error = _call_unchecked(
-            self._context, function.address, function.values, function.count, self._trap_address
-        )
+        error = _call_unchecked(self._context, function.address, function.values, function.count, self._trap_address)
         if error or self._trap.value:
             raise self._failure(error)
         return int(function.values[0] & 0xFFFFFFFF)

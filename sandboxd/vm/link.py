@@ -193,9 +193,7 @@ def _shown(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name[:64]) or "(empty)"
 
 
-def _bind(
-    module: WasmModule, granted: frozenset[str], host_functions: Mapping[str, FuncType]
-) -> Iterator[BoundImport]:
+def _bind(module: WasmModule, granted: frozenset[str], host_functions: Mapping[str, FuncType]) -> Iterator[BoundImport]:
     for item in module.imports:
         function = abi.IMPORT_MODULES[item.module][item.name]
         if item.name not in abi.EXTRA_FUNCTIONS and item.name not in granted:

@@ -66,9 +66,7 @@ def abi_markers(module: WasmModule) -> tuple[AbiVersion, ...]:
     Return the ABI versions that the module declares, in the order of its export section. The first counts.
     """
     return tuple(
-        MARKERS[export.name]
-        for export in module.exports
-        if export.kind is Kind.FUNCTION and export.name in MARKERS
+        MARKERS[export.name] for export in module.exports if export.kind is Kind.FUNCTION and export.name in MARKERS
     )
 
 
@@ -116,9 +114,7 @@ class _Parser:
 
     def module(self) -> WasmModule:
         if len(self._data) > MAX_MODULE_BYTES:
-            raise ModuleRejected(
-                f"wasm binary: {len(self._data)} bytes, at most {MAX_MODULE_BYTES} are accepted"
-            )
+            raise ModuleRejected(f"wasm binary: {len(self._data)} bytes, at most {MAX_MODULE_BYTES} are accepted")
         if self._data[: len(_HEADER)] != _HEADER:
             raise ModuleRejected(
                 "wasm binary: not a core WebAssembly module of version 1 "
@@ -232,9 +228,7 @@ class _Parser:
         at = reader.position
         flags = reader.byte()
         if flags not in (0, 1):
-            reader.fail(
-                f"only plain 32-bit {what} limits are supported: not shared, not 64-bit, no page size", at
-            )
+            reader.fail(f"only plain 32-bit {what} limits are supported: not shared, not 64-bit, no page size", at)
         minimum = reader.u32()
         maximum = reader.u32() if flags else None
         if maximum is not None and maximum < minimum:

@@ -46,9 +46,7 @@ class Reader:
 
     def fail(self, problem: str, at: int | None = None) -> NoReturn:
         """Raise `ModuleRejected` for the byte ``at``, or for where the reader stands."""
-        raise ModuleRejected(
-            f"wasm binary: {self.part}, byte {self.position if at is None else at}: {problem}"
-        )
+        raise ModuleRejected(f"wasm binary: {self.part}, byte {self.position if at is None else at}: {problem}")
 
     @property
     def left(self) -> int:

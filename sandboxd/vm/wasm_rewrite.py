@@ -38,9 +38,7 @@ def rewrite(module: WasmModule, max_pages: int) -> bytes:
             out.append(_section(SectionId.EXPORT, _u32(1) + _start_entry(module)))
         elif section.id is SectionId.MEMORY:
             out.append(_memory_section(module, max_pages))
-        elif section.id is not SectionId.START and (
-            section.id is not SectionId.CUSTOM or section.name == "name"
-        ):
+        elif section.id is not SectionId.START and (section.id is not SectionId.CUSTOM or section.name == "name"):
             out.append(module.data[section.start : section.end])
     return b"".join(out)
 

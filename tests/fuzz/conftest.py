@@ -12,8 +12,6 @@ from tests.fuzz import build_native
 @pytest.fixture(scope="session")
 def fuzz_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fuzzers."""
-    binary, built_with = build_native.build(
-        tmp_path_factory.mktemp("fuzz"), build_native.FUZZ_SOURCES, "fuzz"
-    )
+    binary, built_with = build_native.build(tmp_path_factory.mktemp("fuzz"), build_native.FUZZ_SOURCES, "fuzz")
     print(f"fuzzers built by {built_with}")
     return binary

@@ -100,9 +100,7 @@ def _arguments(call: Call, texts: _Texts) -> tuple[list[str], str]:
 def _step(call: Call, texts: _Texts) -> str:
     if call[0] == "loop":  # the given calls, so many times, without reports
         _, times, *calls = call
-        body = " ".join(
-            f"(drop (call ${inner[0]} {' '.join(_arguments(inner, texts)[0])}))" for inner in calls
-        )
+        body = " ".join(f"(drop (call ${inner[0]} {' '.join(_arguments(inner, texts)[0])}))" for inner in calls)
         return (
             f"(local.set $n (i32.const {times})) (loop $l {body}"
             " (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"

@@ -222,9 +222,7 @@ def test_a_new_vm_skips_what_was_meant_for_the_old_one() -> None:
             vm.vm.poll(0)
         vm.take()
         with Driver(QUIET, channel=vm.fds, generation=2) as again:
-            assert [(record.kind, record.arg, record.seq) for record in again.start_records] == [
-                (VM_STARTED, 2, 0)
-            ]
+            assert [(record.kind, record.arg, record.seq) for record in again.start_records] == [(VM_STARTED, 2, 0)]
             assert again.vm.poll(0) == SLEEP
             assert again.take() == []
             again.seq, again.last_stream = 50, 7
@@ -280,9 +278,7 @@ def configured(vm: Driver, change: dict[int, bytes | None]) -> None:
         blob = blob[8 + length + -length % 8 :]
     entries = {tag: data for tag, data in (entries | change).items() if data is not None}
     vm.vm.configure(
-        b"".join(
-            struct.pack("<II", tag, len(data)) + data + bytes(-len(data) % 8) for tag, data in entries.items()
-        )
+        b"".join(struct.pack("<II", tag, len(data)) + data + bytes(-len(data) % 8) for tag, data in entries.items())
     )
 
 

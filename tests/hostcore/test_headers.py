@@ -85,11 +85,7 @@ def test_values_hold_any_bytes() -> None:
 def test_every_length_crosses_the_membrane() -> None:
     """Short and long copies are done differently; each byte arrives, and none beyond."""
     texts = [bytes((length * 7 + index) % 26 + 97 for index in range(length)) for length in range(1, 140)]
-    calls = [
-        call
-        for text in texts
-        for call in [(REPLACE, 0, b"K" + text.upper(), text), (GET, 0, b"k" + text, OUT)]
-    ]
+    calls = [call for text in texts for call in [(REPLACE, 0, b"K" + text.upper(), text), (GET, 0, b"k" + text, OUT)]]
     with Driver(guest({"request_headers": calls})) as vm:
         _, outcome = vm.request()
 

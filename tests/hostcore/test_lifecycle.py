@@ -141,9 +141,7 @@ def test_denied_functions_answer_and_are_reported() -> None:
         ({"_initialize": [("proxy_get_header_map_value", 0, "a", OUT)]}, 1, False),
     ],
 )
-def test_host_calls_during_initialisation(
-    callbacks: dict[str, object], violation: int, allowed: bool
-) -> None:
+def test_host_calls_during_initialisation(callbacks: dict[str, object], violation: int, allowed: bool) -> None:
     """Only the log and WASI."""
     with Driver(guest(callbacks), start=False) as vm:  # type: ignore[arg-type]
         if allowed:

@@ -89,9 +89,7 @@ def test_the_plugin_may_change_the_status() -> None:
 
 def test_an_own_content_type_is_kept() -> None:
     """text/plain is only the default."""
-    headers = encode_pairs(
-        [(b"Content-Type", b"text/html"), (b":status", b"200"), (b"content-length", b"99")]
-    )
+    headers = encode_pairs([(b"Content-Type", b"text/html"), (b":status", b"200"), (b"content-length", b"99")])
     with Driver(guest({"request_headers": [(SEND, 401, "", "<p>", headers, 0xFFFF_FFFF)]})) as vm:
         _, outcome = vm.request()
 

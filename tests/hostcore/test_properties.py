@@ -115,9 +115,7 @@ def test_attributes_come_from_the_client() -> None:
     with Driver(guest({"request_headers": calls, "response_headers": calls})) as vm:
         stream = vm.open(attributes)
         first = vm.headers(stream)
-        vm.submit(
-            ATTRIBUTES, stream, encode_pairs([(b"source\0address", b"new"), (b"source\0port", b"12345678")])
-        )
+        vm.submit(ATTRIBUTES, stream, encode_pairs([(b"source\0address", b"new"), (b"source\0port", b"12345678")]))
         second = vm.headers(stream, kind=RESPONSE_HEADERS)
 
     assert first.reports == [b"\0" + b"10.0.0.1:2"] * 2 + [b"\3", b"\0/from-attributes", b"\1"]
@@ -200,9 +198,7 @@ def test_denied_paths(denied: tuple[str, ...]) -> None:
 
 def test_a_denied_prefix_ends_at_a_segment() -> None:
     """request.pat does not deny request.path."""
-    with Driver(
-        guest({"request_headers": [get("request.path")]}), denied_properties=(("request", "pat"),)
-    ) as vm:
+    with Driver(guest({"request_headers": [get("request.path")]}), denied_properties=(("request", "pat"),)) as vm:
         _, outcome = vm.request()
 
     assert outcome.reports == [b"\0/a?b=c"]

@@ -320,9 +320,7 @@ def test_one_stream_resumes_another() -> None:
 
 def test_continue_without_a_pause_is_a_note() -> None:
     """OK for the guest, no effect."""
-    with Driver(
-        guest({"request_headers": [(CONTINUE, 0), (CONTINUE, 1), (CONTINUE, 3), (CONTINUE, 4)]})
-    ) as vm:
+    with Driver(guest({"request_headers": [(CONTINUE, 0), (CONTINUE, 1), (CONTINUE, 3), (CONTINUE, 4)]})) as vm:
         _, outcome = vm.request()
 
     assert outcome.reports == [b"\0", b"\0", b"\x0c", b"\2"]
@@ -333,9 +331,7 @@ def test_continue_without_a_pause_is_a_note() -> None:
 def test_bodies_of_any_size_through_a_small_ring(size: int) -> None:
     """Cut into fragments both ways; held, and released when the request ends."""
     body = bytes(index % 251 for index in range(size))
-    with Driver(
-        guest({"request_body": [(WRITE, 0, ALL, 0, "!")]}), limits={"body_buffer_bytes": 2 << 20}
-    ) as vm:
+    with Driver(guest({"request_body": [(WRITE, 0, ALL, 0, "!")]}), limits={"body_buffer_bytes": 2 << 20}) as vm:
         stream, _ = vm.request(end=False)
         outcome = vm.event(REQUEST_BODY, stream, body, END)
         untouched = vm.headers(stream, kind=RESPONSE_HEADERS, end=False)
