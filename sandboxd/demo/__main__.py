@@ -40,6 +40,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandboxd.demo", description="sandboxd behind a real Envoy.")
     parser.add_argument("--once", action="store_true", help="end after the tour; exit 1 if anything was wrong")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="Envoy's port, 0 for any free one")
+    parser.add_argument(
+        "--tolerate",
+        metavar="LAYER,...",
+        default="",
+        help="isolation layers that this machine cannot give (jail.tolerate): uid,namespaces in many containers",
+    )
     return parser.parse_args(argv)
 
 
@@ -137,7 +143,8 @@ def _run(arguments: argparse.Namespace, screen: Screen) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sandboxd-demo-")))
         upstream = stack.enter_context(echo.running(recorder.record))
         screen.line("Starting sandboxd; the first start compiles every module ...", "dim")
-        sandbox = stack.enter_context(daemon.running(POLICIES, directory, fronts=2))
+        jail = {"jail": {"tolerate": [name for name in arguments.tolerate.split(",") if name]}}
+        sandbox = stack.enter_context(daemon.running(POLICIES, directory, fronts=2, config=jail))
         sandbox.expect_tenants()
         config = _envoy_config(arguments.port, upstream.port, sandbox)
         proxy = stack.enter_context(envoy.running(config, directory))

@@ -7,6 +7,7 @@ do no lasting harm where they succeed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -132,6 +133,8 @@ def mount(_bait: Bait, _prepared: int) -> None:
 def execve(_bait: Bait, _prepared: int) -> None:
     arguments = (ctypes.c_char_p * 4)(b"/bin/sh", b"-c", b"exit %d" % EXIT_EXECUTED, None)
     pointer = ctypes.cast(arguments, ctypes.c_void_p).value
+    with contextlib.suppress(OSError):
+        os.close(2)  # a loader that cannot map the program says so there; the exit status is what counts
     syscall("execve", b"/bin/sh", pointer, None)
 
 
