@@ -373,12 +373,15 @@ def test_a_vm_that_waits_after_crashes_is_shown_and_restart_brings_it_back(
     with fake_daemon(short_path, artefact_cache, policies, fronts=1) as daemon:
 
         def is_down() -> bool:
+            """Down for its backoff: after its first crash it is down as well, for a moment."""
             daemon.ask("alpha main")
-            return bool(daemon.tenant("alpha")["state"] == "failed")
+            tenant = daemon.tenant("alpha")
+            return tenant["state"] == "failed" and tenant["plugins"][0]["vms"][0]["crashes"] >= 2
 
         wait_for(is_down, 10, "the VM waits")
 
         tenant = daemon.tenant("alpha")
+        assert tenant["state"] == "failed"
         assert "wait to be started again" in tenant["last_error"]
         plugin = tenant["plugins"][0]
         assert plugin["vms"][0]["state"] == "failed"
