@@ -24,6 +24,7 @@ DEFAULT_CONFIG_PATH = Path("/etc/sandboxd/sandboxd.yaml")
 INDEX = "{index}"
 RUNTIME = "{runtime_directory}"
 DEFAULT_SOCKET = f"{RUNTIME}/front-{INDEX}.sock"
+DEFAULT_ATTACH_SOCKET = f"{RUNTIME}/attach.sock"
 
 _LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}|::1|localhost")
 _TCP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})")
@@ -87,6 +88,8 @@ class FrontConfig:
     """Sockets bound to one tenant: whoever connects there is that tenant, whatever the metadata says."""
     socket_mode: int = 0o660
     """Permissions of the Unix sockets."""
+    mode_override: bool = False
+    """Tell the proxy not to send bodies that a plugin has no callback for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,17 @@ class ChannelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AttachConfig:
+    """The socket on which other programs, such as a proxy with libsandboxd, get channels of their own."""
+
+    socket: Path
+    uids: frozenset[int]
+    """Users that may attach."""
+    channels: int = 4
+    """Channels of one plugin at a time: one for each thread that uses it. Each is a VM, and a thread of the worker."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     """The daemon's log, to standard error."""
 
@@ -143,6 +157,8 @@ class DaemonConfig:
     worker: WorkerConfig = WorkerConfig()
     jail: JailConfig = JailConfig()
     channel: ChannelConfig = ChannelConfig()
+    attach: AttachConfig | None = None
+    """None: nobody can attach."""
     log: LogConfig = LogConfig()
     source_path: str = ""
 
@@ -242,7 +258,7 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
     if not any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
         return default
     directories = ("policies", "runtime_directory", "cache_directory", "state_directory")
-    parts = ("front", "worker", "jail", "channel", "log")
+    parts = ("front", "worker", "jail", "channel", "attach", "log")
     root = compose(text, Source(path, ConfigError)).section((*directories, *parts))
 
     def directory(key: str) -> Path:
@@ -259,6 +275,7 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
         worker=_worker(root.get("worker")),
         jail=_jail(root.get("jail")),
         channel=_channel(root.get("channel")),
+        attach=_attach(root.get("attach"), runtime, base, machine or Machine.here()),
         log=_log(root.get("log")),
         source_path=path,
     )
@@ -267,9 +284,9 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
 def _front(value: Value | None, processes: int, runtime: Path, base: Path) -> FrontConfig:
     if value is None:
         return FrontConfig(processes, (UnixListen(_in_runtime(DEFAULT_SOCKET, runtime)),))
-    section = value.section(("processes", "listen", "tenant_sockets", "socket_mode"))
+    section = value.section(("processes", "listen", "tenant_sockets", "socket_mode", "mode_override"))
     count, listen, mode = section.get("processes"), section.get("listen"), section.get("socket_mode")
-    tenants = section.get("tenant_sockets")
+    tenants, override = section.get("tenant_sockets"), section.get("mode_override")
     processes = count.integer(1, limits.MAX_FRONT_PROCESSES) if count else processes
     sockets = _Sockets(runtime, base, processes)
     if listen:
@@ -283,6 +300,7 @@ def _front(value: Value | None, processes: int, runtime: Path, base: Path) -> Fr
         listen=listeners,
         tenant_sockets=_tenant_sockets(tenants, sockets) if tenants else {},
         socket_mode=_socket_mode(mode) if mode else 0o660,
+        mode_override=override.boolean() if override else False,
     )
 
 
@@ -387,6 +405,18 @@ def _channel(value: Value | None) -> ChannelConfig:
         ring_bytes=_ring(ring) if ring else default.ring_bytes,
         spin_us=spin.integer(0, limits.MAX_SPIN_US) if spin else default.spin_us,
     )
+
+
+def _attach(value: Value | None, runtime: Path, base: Path, machine: Machine) -> AttachConfig | None:
+    if value is None:
+        return None
+    section = value.section(("socket", "uids", "channels"))
+    place, uids, channels = section.get("socket"), section.get("uids"), section.get("channels")
+    path = base / _in_runtime(place.string() if place else DEFAULT_ATTACH_SOCKET, runtime)
+    if len(str(path).encode()) > limits.MAX_UNIX_PATH_BYTES:
+        raise (place or value).fail(f"is longer than a Unix socket's path, {limits.MAX_UNIX_PATH_BYTES} bytes")
+    allowed = [item.integer(0, 2**32 - 2) for item in uids.items(most=64)] if uids else [machine.euid]
+    return AttachConfig(path, frozenset(allowed), channels.integer(1, limits.MAX_ATTACHED) if channels else 4)
 
 
 def _ring(value: Value) -> int:

@@ -30,13 +30,14 @@ DEFAULT_HEADER_BYTES: Final = 16 * KIB
 MAX_HEADER_BYTES: Final = 64 * KIB
 """Name plus value of one header that a plugin writes. Envoy's default for a whole request is 60 KiB."""
 
-DEFAULT_WRITTEN_HEADERS: Final = 256
+DEFAULT_WRITTEN_HEADERS: Final = 64
 MAX_WRITTEN_HEADERS: Final = MAX_PAIRS_COUNT
-"""Header changes (set, added, removed) in one event."""
+"""Header changes (set, added, removed) in one event. Envoy answers 500 if a message then has more than 100 headers,
+unless it is told otherwise; the default leaves room for those that were there."""
 
-DEFAULT_WRITTEN_HEADERS_BYTES: Final = 64 * KIB
+DEFAULT_WRITTEN_HEADERS_BYTES: Final = 48 * KIB
 MAX_WRITTEN_HEADERS_BYTES: Final = MAX_PAIRS_BYTES
-"""Names plus values of all header changes of one event."""
+"""Names plus values of all header changes of one event. Envoy's default for a whole header map is 60 KiB."""
 
 # --- bodies ---------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ MAX_RANDOM_BYTES: Final = 64 * KIB
 
 DEFAULT_RING_BYTES: Final = 1 * MIB
 MIN_RING_BYTES: Final = 64 * KIB
-MAX_RING_BYTES: Final = 16 * MIB
+MAX_RING_BYTES: Final = 4 * MIB
 """One ring of a channel, a power of two. It is mapped into hostcore's memory, so it cannot be large."""
 
 MAX_SPIN_US: Final = 10_000
@@ -194,6 +195,9 @@ MAX_RULES: Final = 1024
 
 MAX_UNIX_PATH_BYTES: Final = 107
 """A Unix socket's path: ``sun_path`` holds 108 bytes with its NUL."""
+
+MAX_ATTACHED: Final = 256
+"""Channels of one plugin that clients of the attach socket may have at a time."""
 
 MAX_FRONT_PROCESSES: Final = 256
 """Front processes: a typing mistake guard."""

@@ -90,6 +90,7 @@ def test_every_key() -> None:
             front:
               processes: 3
               socket_mode: 0600
+              mode_override: true
               listen:
                 - "{runtime_directory}/f-{index}.sock"
                 - unix: other-{index}.sock
@@ -107,6 +108,7 @@ def test_every_key() -> None:
     assert (config.cache_directory, config.state_directory) == (Path("/c"), Path("/s"))
     assert config.front.processes == 3
     assert config.front.socket_mode == 0o600
+    assert config.front.mode_override
     assert config.front.listen == (
         UnixListen("/etc/sandboxd/run/f-{index}.sock"),
         UnixListen("/etc/sandboxd/other-{index}.sock"),
@@ -170,7 +172,10 @@ def test_tenant_sockets_alone_are_enough() -> None:
         ({"worker": {"spin_us": 10_001}}, "worker.spin_us", "allowed: 0 to 10000"),
         ({"channel": {"ring_bytes": 1048576}}, "channel.ring_bytes", "is not a size"),
         ({"channel": {"ring_bytes": "3MiB"}}, "channel.ring_bytes", "power of two"),
-        ({"channel": {"ring_bytes": "32KiB"}}, "channel.ring_bytes", "allowed: 64KiB to 16MiB"),
+        ({"channel": {"ring_bytes": "32KiB"}}, "channel.ring_bytes", "allowed: 64KiB to 4MiB"),
+        ({"attach": {"socket": "x" * 108}}, "attach.socket", "longer than a Unix socket's path"),
+        ({"attach": {"channels": 0}}, "attach.channels", "1 to 256"),
+        ({"attach": {"uids": ["envoy"]}}, "attach.uids[0]", "integer"),
         ({"log": {"level": "warn"}}, "log.level", "did you mean warning?"),
         ({"log": {"format": "xml"}}, "log.format", "allowed: text, json"),
         ([], "", "must be a mapping, but is a list"),
@@ -204,3 +209,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         load_config(tmp_path / "bad.yaml")
+
+
+def test_nobody_attaches_unless_it_is_asked_for() -> None:
+    assert parse({}).attach is None
+    found = parse({"attach": {}, "runtime_directory": "/r"}, USER).attach
+    assert found is not None
+    assert (found.socket, found.uids, found.channels) == (Path("/r/attach.sock"), {USER.euid}, 4)
+    found = parse({"attach": {"socket": "{runtime_directory}/a", "uids": [0, 101], "channels": 9}}).attach
+    assert found is not None
+    assert (found.socket.name, found.uids, found.channels) == ("a", {0, 101}, 9)

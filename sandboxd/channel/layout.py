@@ -7,6 +7,8 @@ No behaviour. Names are those of the document, with a prefix for the table they 
 import struct
 from typing import Final
 
+from sandboxd import limits
+
 # --- the file ---
 
 MAGIC: Final = 0x43584253
@@ -14,7 +16,7 @@ MAGIC: Final = 0x43584253
 VERSION: Final = 1
 HEADER_BYTES: Final = 4096
 MIN_RING_BYTES: Final = 65536
-MAX_RING_BYTES: Final = 4194304
+MAX_RING_BYTES: Final = limits.MAX_RING_BYTES
 DEFAULT_RING_BYTES: Final = 1048576
 
 # Offsets in the header page; every field is a little-endian u32.

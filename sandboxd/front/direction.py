@@ -20,83 +20,26 @@ the body's answer sets it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map
-from sandboxd.channel.pairs import Pair
 from sandboxd.front import replies
+from sandboxd.front.body import Body
 from sandboxd.front.plugin import Plugin
-from sandboxd.policy.model import Section
+from sandboxd.front.side import (
+    BUFFERED,
+    BUFFERED_PARTIAL,
+    EMPTY_MAP,
+    FULL_DUPLEX_STREAMED,
+    NONE,
+    REQUEST,
+    STREAMED,
+    UNKNOWN,
+    CannotCarryError,
+    HeldMap,
+    Names,
+    Report,
+)
 from sandboxd.policy.redact import NO_CHANGE, HeaderDiff
-
-# envoy.extensions.filters.http.ext_proc.v3.ProcessingMode.BodySendMode
-NONE = 0
-STREAMED = 1
-BUFFERED = 2
-BUFFERED_PARTIAL = 3
-FULL_DUPLEX_STREAMED = 4
-UNKNOWN = -1
-"""The proxy sent no ``protocol_config``: as STREAMED, but written so that BUFFERED is served as well."""
-
-Report = Callable[[str, str], None]
-"""Takes the name of a counter and a detail for the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What is different between the two directions."""
-
-    word: str
-    headers: int
-    body: int
-    trailers: int
-    headers_section: Section
-    trailers_section: Section
-    paused: int
-    headers_held: int
-    all_stopped: int
-
-
-REQUEST = Names(
-    "request",
-    layout.REQUEST_HEADERS,
-    layout.REQUEST_BODY,
-    layout.REQUEST_TRAILERS,
-    Section.REQUEST_HEADERS,
-    Section.REQUEST_TRAILERS,
-    layout.STATE_REQUEST_PAUSED,
-    layout.STATE_REQUEST_HEADERS_HELD,
-    layout.STATE_REQUEST_ALL_STOPPED,
-)
-RESPONSE = Names(
-    "response",
-    layout.RESPONSE_HEADERS,
-    layout.RESPONSE_BODY,
-    layout.RESPONSE_TRAILERS,
-    Section.RESPONSE_HEADERS,
-    Section.RESPONSE_TRAILERS,
-    layout.STATE_RESPONSE_PAUSED,
-    layout.STATE_RESPONSE_HEADERS_HELD,
-    layout.STATE_RESPONSE_ALL_STOPPED,
-)
-
-
-@dataclass(slots=True)
-class HeldMap:
-    """A header map: as the proxy sent it, and as the plugin sees it."""
-
-    original: list[Pair]
-    view: list[Pair]
-    section: Section
-
-
-EMPTY_MAP = HeldMap([], [], Section.REQUEST_HEADERS)
-
-
-class CannotCarryError(Exception):
-    """What the plugin did cannot be said to the proxy, and leaving it out would damage the message."""
 
 
 class Direction:
@@ -131,7 +74,9 @@ class Direction:
     early_body = False
     """Envoy may send the body before the headers are answered."""
     blind = False
-    """The event being answered told the VM of an empty body in place of one that the plugin cannot read."""
+    """The event being answered told the VM of an empty body in place of one that the plugin has no callback for."""
+    unread = False
+    """The VM is told the size of the body alone: the plugin cannot read the bytes."""
     taken = False
     """The plugin keeps body bytes that the proxy does not have any more."""
     waiting = False
@@ -145,13 +90,6 @@ class Direction:
     _trailers_released = False
     _trailers_answered = False
     _content_length = False
-    _body_unchanged = False
-    """``_body`` is exactly the message that is unanswered."""
-    _body_ended = False
-    _submitted: bytearray | None = None
-    """What the VM has of the body, kept only if the plugin may not write bodies: it says how much goes on, not what."""
-    _current: tuple[bytes, bool] | None = None
-    """The body message that came last."""
     _kept_bytes = 0
 
     def __init__(self, names: Names, plugin: Plugin, out: list[bytes], report: Report) -> None:
@@ -159,8 +97,7 @@ class Direction:
         self.plugin = plugin
         self.out = out
         self.report = report
-        self._body: list[bytes] = []
-        """Bytes let go and not sent yet."""
+        self.body = Body()
         self._kept: list[tuple[bytes, bool]] = []
         """Bodies that the plugin cannot read, behind headers that it holds (FULL_DUPLEX_STREAMED)."""
 
@@ -180,15 +117,12 @@ class Direction:
         self.headers_seen = self.headers_skipped = self.headers_answered = True
         self.report(f"ext_proc.cannot_carry.{self.names.word}_headers_not_sent", "")
 
-    def take_body(self, body: bytes, end_of_stream: bool) -> None:
-        """A piece of the body came."""
+    def take_body(self, body: bytes, end_of_stream: bool, *, told: bool, readable: bool) -> None:
+        """A piece of the body came; the VM is ``told`` of its bytes if they are ``readable``, else of its size."""
         self.input_over = end_of_stream
         self.unanswered = self.names.body
-        self._current = (body, end_of_stream)
-        if not self.plugin.policy.write.body:
-            if self._submitted is None:
-                self._submitted = bytearray()
-            self._submitted += body
+        self.unread = not readable
+        self.body.came(body, end_of_stream, told and not (readable and self.plugin.policy.write.body))
 
     def take_trailers(self, held: HeldMap) -> None:
         """Trailers came."""
@@ -243,31 +177,19 @@ class Direction:
     def _release_body(self, effect: Effect) -> None:
         if self.blind:
             return
-        as_submitted = bool(effect.flags & layout.FLAG_AS_SUBMITTED)
-        self._body_unchanged = as_submitted and not self._body
-        self._body_ended |= bool(effect.flags & layout.FLAG_END_OF_STREAM)
-        body = effect.payload
-        if self._submitted is not None:
-            body = self._only_as_submitted(body)
-        elif not as_submitted and (refusal := self.plugin.rules.body(len(body))) is not None:
-            self.report(f"refused.{refusal.reason}", refusal.name)
-            raise CannotCarryError("body_too_large")
-        self._body.append(body)
-
-    def _only_as_submitted(self, body: bytes) -> bytes:
-        assert self._submitted is not None
-        length = len(self._submitted) if self._body_ended else len(body)
-        true_body = bytes(self._submitted[:length])
-        del self._submitted[:length]
-        if true_body != body:
+        if not self.body.go(effect) and not self.unread:
             self.report("refused.denied_by_policy", "body")
-        return true_body
+        if self.plugin.policy.write.body and not effect.flags & layout.FLAG_AS_SUBMITTED and not self.unread:
+            refusal = self.plugin.rules.body(len(effect.payload))
+            if refusal is not None:
+                self.report(f"refused.{refusal.reason}", refusal.name)
+                raise CannotCarryError("body_too_large")
 
     def _release_trailers(self, effect: Effect) -> None:
         if not self.trailers_seen:
             # Envoy's field for new trailers is not implemented, and it refuses an answer to trailers it has not sent.
             self.report(f"ext_proc.cannot_carry.added_{self.names.word}_trailers", "")
-            self._body_ended = True
+            self.body.ended = True
             return
         self._trailer_changes = self._changes(self.trailers, effect)
         self._trailers_released = True
@@ -308,10 +230,7 @@ class Direction:
         self.blind = False
         if self.paused:
             raise CannotCarryError("unread_body_held")
-        assert self._current is not None
-        self._body.append(self._current[0])
-        self._body_ended = self._current[1]
-        self._body_unchanged = True
+        self.body.go_as_it_came()
 
     def _settle_headers(self) -> None:
         if not self._headers_released:
@@ -327,7 +246,7 @@ class Direction:
         self.waiting = False
         self.headers_answered = True
         self.unanswered = 0
-        clear, self.clear_route_cache = self.clear_route_cache, False
+        clear = self._take_clear(changes)
         if changes or clear:
             kind = self.names.headers
             self.out.append(replies.common(kind, changes=changes or None, clear_route_cache=clear))
@@ -337,26 +256,32 @@ class Direction:
             self.out.extend(replies.streamed_body(self.names.body, body, end))
         self._kept.clear()
 
+    def _take_clear(self, changes: HeaderDiff) -> bool:
+        """Whether the route is chosen anew: the plugin asked for it, or changed what it was chosen by, as in Envoy."""
+        asked, self.clear_route_cache = self.clear_route_cache, False
+        return asked or (bool(changes) and self.names is REQUEST)
+
     def answer_headers_early(self) -> None:
         """The body came before the headers were answered, so they have to go now."""
         self.report(f"ext_proc.cannot_carry.{self.names.word}_headers_held", "")
         self._answer_headers()
 
     def _settle_body(self) -> None:
-        buffered = self.mode in (BUFFERED, BUFFERED_PARTIAL)
-        if self.paused and (buffered or self.input_over):
-            # Envoy has nothing more of this body to send, so only an event elsewhere can free it. (Trailers may still
-            # come, but an answer to them cannot carry a body.)
-            self.waiting = True
+        if self.paused and self.input_over:
+            self.waiting = True  # Envoy has nothing more to send, so only an event elsewhere can free it
             return
+        if self.paused and self.mode in (BUFFERED, BUFFERED_PARTIAL):
+            # The plugin waits for more, but Envoy has no second body message, and an answer to trailers cannot carry
+            # what it holds.
+            raise CannotCarryError("body_held")
         self.waiting = False
         self.unanswered = 0
         self.body_answered = True
         changes = self._late_header_changes()
-        clear, self.clear_route_cache = self.clear_route_cache, False
-        unchanged = self._body_unchanged and len(self._body) == 1
-        body = None if unchanged else b"".join(self._body)
-        self._body.clear()
+        clear = self._take_clear(changes)
+        unchanged = self.body.as_it_came
+        taken = self.body.take()
+        body = None if unchanged else taken
         self.taken = self.paused
         if body is not None and self._content_length and self.mode in (BUFFERED, UNKNOWN):
             changes = _with_content_length(changes, len(body))
@@ -374,7 +299,7 @@ class Direction:
         return changes
 
     def _settle_trailers(self) -> None:
-        if self._body and any(self._body):
+        if any(self.body.out):
             raise CannotCarryError("body_at_trailers")
         if self.paused and not self._trailers_released:
             self.waiting = True
@@ -385,7 +310,7 @@ class Direction:
             self.report("ext_proc.cannot_carry.clear_route_cache", "")
         self.waiting = False
         self.unanswered = 0
-        self._body.clear()
+        self.body.out.clear()
         self.taken = False
         self.out.append(replies.trailers(self.names.trailers, self._trailer_changes))
 
@@ -393,15 +318,13 @@ class Direction:
         self.unanswered = 0
         if self._headers_released and not self.headers_answered:
             self._answer_headers()
-        if self._body and self.headers_answered:
-            body = b"".join(self._body)
-            self._body.clear()
-            ended = self._body_ended and not self.trailers_seen
-            self.out.extend(replies.streamed_body(self.names.body, body, ended))
+        if self.body.out and self.headers_answered:
+            ended = self.body.ended and not self.trailers_seen
+            self.out.extend(replies.streamed_body(self.names.body, self.body.take(), ended))
         if self._trailers_released and not self._trailers_answered:
             self._trailers_answered = True
             self.out.append(replies.trailers(self.names.trailers, self._trailer_changes))
-        self.taken = self.paused and self._current is not None
+        self.taken = self.paused and self.body.last is not None
         self.waiting = self.paused and (self.input_over or self.all_stopped)
 
     # --- without the plugin ---
@@ -418,8 +341,8 @@ class Direction:
         unanswered = self.unanswered
         if self.headers_seen and not self.headers_answered:
             self._answer_headers()
-        if unanswered == self.names.body and self._current is not None:
-            self.out.extend(replies.streamed_body(self.names.body, *self._current))
+        if unanswered == self.names.body and self.body.last is not None:
+            self.out.extend(replies.streamed_body(self.names.body, *self.body.last))
         elif self.trailers_seen and not self._trailers_answered:
             self._trailers_answered = True
             self.out.append(replies.UNCHANGED[self.names.trailers])
@@ -435,9 +358,9 @@ class Direction:
         if self.mode != FULL_DUPLEX_STREAMED or self.headers_answered:
             self.pass_on()
             return
-        assert self._current is not None
-        self._kept.append(self._current)
-        self._kept_bytes += len(self._current[0])
+        assert self.body.last is not None
+        self._kept.append(self.body.last)
+        self._kept_bytes += len(self.body.last[0])
         self.unanswered = 0
         self.waiting = self.waiting or self.input_over
         if self._kept_bytes > max_kept_bytes:
@@ -445,7 +368,7 @@ class Direction:
 
     def discard(self) -> None:
         """Nobody reads replies: forget what would go into them."""
-        self._body.clear()
+        self.body.out.clear()
         self.unanswered = 0
         self.waiting = self.blind = False
         self.headers_answered = True
@@ -453,7 +376,7 @@ class Direction:
     @property
     def can_pass_on(self) -> bool:
         """Whether the proxy, or this object, still has every byte that it would have to send."""
-        return not self.taken and not self._body
+        return not self.taken and not self.body.out
 
     @property
     def started(self) -> bool:

@@ -199,16 +199,23 @@ class ProcessStream:
         """Choose the channel: with the first message, so that a stream never uses one that was replaced before."""
         entry = self.entry
         entry.counters.count("streams")
+        if entry.channel is None or not entry.channel.vm.ready:
+            await self._wait_for_vm(entry)
         channel = entry.channel
-        if channel is not None and not channel.vm.ready:
-            reload = entry.plugin.policy.failure.policy is OnFailure.RELOAD
-            if reload or channel.starting:
-                await channel.wait_ready(entry.plugin.policy.limits.time_per_event_ns / 1e9)
-                channel = entry.channel
         self._channel = channel
         plugin = channel.plugin if channel is not None else entry.plugin
         self._exchange = Exchange(plugin, entry.counters.report, allow_mode_override=self._service.allow_mode_override)
         return self._exchange
+
+    async def _wait_for_vm(self, entry: Entry) -> None:
+        """Wait for a VM that is on its way, no longer than for a verdict."""
+        deadline = self._loop.time() + entry.plugin.policy.limits.time_per_event_ns / 1e9
+        await entry.wait_settled(deadline - self._loop.time())
+        channel = entry.channel
+        if channel is None or channel.vm.ready:
+            return
+        if channel.starting or entry.plugin.policy.failure.policy is OnFailure.RELOAD:
+            await channel.wait_ready(deadline - self._loop.time())
 
     # --- events ---
 

@@ -21,10 +21,11 @@ from sandboxd.channel.completions import Effect, decode_map, parse_local_respons
 from sandboxd.channel.pairs import Pair
 from sandboxd.errors import PeerError
 from sandboxd.front import attributes as attribute_codec
-from sandboxd.front import direction as d
 from sandboxd.front import replies
-from sandboxd.front.direction import CannotCarryError, Direction, HeldMap, Report
+from sandboxd.front import side as d
+from sandboxd.front.direction import Direction
 from sandboxd.front.plugin import Plugin
+from sandboxd.front.side import CannotCarryError, HeldMap, Report
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
 from sandboxd.policy.write_rules import LocalResponse
@@ -58,7 +59,7 @@ class Exchange:
     Args:
         plugin: whose filter it runs.
         report: told of what deserves a counter and a log line.
-        allow_mode_override: ask Envoy not to send bodies that the plugin cannot read.
+        allow_mode_override: ask Envoy not to send bodies that the plugin has no use for.
     """
 
     def __init__(self, plugin: Plugin, report: Report, *, allow_mode_override: bool = False) -> None:
@@ -130,14 +131,14 @@ class Exchange:
             self._mode_override = self._unneeded_bodies()
 
     def _unneeded_bodies(self) -> bytes:
-        """Return the mode override that spares bodies that the plugin cannot read, b"" if there are none."""
+        """Return the mode override that spares bodies that the plugin has no use for, b"" if there are none."""
         modes = (self.request.mode, self.response.mode)
         if d.FULL_DUPLEX_STREAMED in modes:  # Envoy ignores overrides then
             return b""
         needs = self.plugin.needs
         wanted = (
-            modes[0] if needs.request_body else d.NONE,
-            modes[1] if needs.response_body else d.NONE,
+            modes[0] if needs.request_body or d.REQUEST.body_callback in needs.callbacks else d.NONE,
+            modes[1] if needs.response_body or d.RESPONSE.body_callback in needs.callbacks else d.NONE,
         )
         return replies.mode_override(*wanted) if wanted != modes else b""
 
@@ -172,19 +173,22 @@ class Exchange:
     def _body(self, side: Direction, body: pb.HttpBody) -> list[Ask]:
         asks = self._after_headers(side)
         data, end = body.body, body.end_of_stream
-        needed = self.plugin.needs.request_body if side is self.request else self.plugin.needs.response_body
-        side.take_body(data, end)
+        needs = self.plugin.needs
+        readable = needs.request_body if side is self.request else needs.response_body
+        told = not self.bypassed and side.names.body_callback in needs.callbacks
+        side.take_body(data, end, told=told, readable=readable)
         if self.bypassed:
             side.pass_on()
             return []
-        if needed:
-            return [*asks, Ask(side.names.body, data, end)]
-        return self._unread_body(side, asks, end)
+        if not told:
+            return self._unread_body(side, asks, end)
+        # Bytes that it cannot read do not go to the worker: the callback sees a size, and zeros have that as well.
+        return [*asks, Ask(side.names.body, data if readable else bytes(len(data)), end)]
 
     def _unread_body(self, side: Direction, asks: list[Ask], end: bool) -> list[Ask]:
-        """A body that the plugin cannot read passes by; only a pause from headers may make it wait."""
+        """A body that the plugin has no callback for passes by; only a pause from headers may make it wait."""
         if side.headers_held and not side.all_stopped and not asks:
-            # No body callback, or one that cannot look: telling of an empty body lets the VM release the headers.
+            # Telling of an empty body lets the VM release the headers.
             side.blind = True
             return [Ask(side.names.body, b"", end)]
         try:
@@ -199,7 +203,7 @@ class Exchange:
         is_request = side is self.request
         needed = needs.request_trailers if is_request else needs.response_trailers
         body_needed = needs.request_body if is_request else needs.response_body
-        callback = "proxy_on_request_trailers" if is_request else "proxy_on_response_trailers"
+        callback = side.names.trailers_callback
         held = self._held(trailers.trailers, side.names.trailers_section, needed)
         side.take_trailers(held)
         if self.bypassed or not (needed or body_needed or side.paused or callback in needs.callbacks):

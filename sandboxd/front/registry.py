@@ -7,9 +7,10 @@ A `Channel` carries streams; a plugin has one current channel for new streams, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sandboxd.channel import layout, memfd
@@ -222,6 +223,14 @@ class Entry:
     """For new streams; None: no VM can run now."""
     reason: str = ""
     """Why there is none."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Not set while a first VM is on its way; then it is worth waiting for one."""
+
+    async def wait_settled(self, timeout_s: float) -> None:
+        """Wait until there is a channel, or word that there is none; at most for so long."""
+        if not self.settled.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.settled.wait(), timeout_s)
 
 
 class Registry:
@@ -257,6 +266,7 @@ class Registry:
         plugin = channel.plugin
         entry = self._add(plugin)
         old, entry.plugin, entry.channel, entry.reason = entry.channel, plugin, channel, ""
+        entry.settled.set()
         self._channels[channel.channel_id] = channel
         if old is not None:
             old.drain(drain_timeout_s)
@@ -276,10 +286,14 @@ class Registry:
         """The channel closed itself."""
         self._channels.pop(channel_id, None)
 
-    def down(self, plugin: Plugin, reason: str, drain_timeout_s: float) -> None:
-        """The plugin is configured, but no VM of it can run now."""
+    def down(self, plugin: Plugin, reason: str, drain_timeout_s: float, *, starting: bool = False) -> None:
+        """The plugin is configured, but no VM of it can run now; with ``starting``, one is on its way."""
         entry = self._add(plugin)
         old, entry.plugin, entry.channel, entry.reason = entry.channel, plugin, None, reason
+        if starting:
+            entry.settled.clear()
+        else:
+            entry.settled.set()
         if old is not None:
             old.drain(drain_timeout_s)
 
@@ -292,6 +306,7 @@ class Registry:
         names.remove(plugin)
         if not names:
             del self._tenants[tenant]
+        entry.settled.set()
         self.counters.forget(entry.plugin.key)
         if entry.channel is not None:
             entry.channel.drain(drain_timeout_s)

@@ -81,23 +81,15 @@ class Front:
         index: number of this front, for its socket paths.
         control_socket: SOCK_SEQPACKET to the supervisor; owned.
         config: the daemon's file.
-        allow_mode_override: ask Envoy not to send bodies that a plugin cannot read.
     """
 
-    def __init__(
-        self,
-        index: int,
-        control_socket: socket.socket,
-        config: DaemonConfig,
-        *,
-        allow_mode_override: bool = False,
-    ) -> None:
+    def __init__(self, index: int, control_socket: socket.socket, config: DaemonConfig) -> None:
         self._index = index
         self._control = control_socket
         self._config = config
         self._counters = Counters()
         self._registry = Registry(self._counters)
-        self._service = ExtProcService(self._registry, allow_mode_override=allow_mode_override)
+        self._service = ExtProcService(self._registry, allow_mode_override=config.front.mode_override)
         self._servers: list[grpc.aio.Server] = []
         self._unsent: list[control.FromFront] = []
         self._draining: asyncio.Task[None] | None = None
@@ -106,12 +98,15 @@ class Front:
         """Serve."""
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
+        self._told = asyncio.Event()
         self._control.setblocking(False)
         sweeper = self._loop.create_task(self._sweep())
         try:
-            addresses = await self._listen()
             self._loop.add_reader(self._control, self._readable)
-            self._send(control.FromFront(ready=control.FrontReady(index=self._index, addresses=addresses)))
+            await self._told.wait()  # a proxy that comes before would hear that its plugin is unknown
+            if not self._stopped.is_set():
+                addresses = await self._listen()
+                self._send(control.FromFront(ready=control.FrontReady(index=self._index, addresses=addresses)))
             await self._stopped.wait()
         finally:
             sweeper.cancel()
@@ -161,12 +156,16 @@ class Front:
                 return
             except (OSError, frames.FrameTooLongError) as error:
                 _log.error("control socket: %s", error)
-                self._stopped.set()
+                self._stop()
                 return
             if not packet.data:
-                self._stopped.set()
+                self._stop()
                 return
             self._handle(packet)
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        self._told.set()
 
     def _handle(self, packet: frames.Packet) -> None:
         frame = control.ToFront.FromString(packet.data)
@@ -181,6 +180,8 @@ class Front:
                 self._registry.detach(frame.detach.channel_id, frame.detach.reason)
             elif which == "status":
                 self._status(frame.status.number)
+            elif which == "serve":
+                self._told.set()
             elif which == "drain":
                 self._draining = self._draining or self._loop.create_task(self._drain())
         finally:
@@ -236,7 +237,7 @@ class Front:
             return
         # Nothing reaches a VM, so no redaction key is needed; the policy's failure part is what counts.
         plugin = prepare(down.tenant, policy, callbacks=(), imported_functions=(), redaction_key=bytes(32))
-        self._registry.down(plugin, down.reason, DOWN_DRAIN_S)
+        self._registry.down(plugin, down.reason, DOWN_DRAIN_S, starting=down.starting)
 
     def _status(self, number: int) -> None:
         counters = self._counters.to_json(MAX_COUNTERS_BYTES)
@@ -244,7 +245,7 @@ class Front:
 
     async def _drain(self) -> None:
         await asyncio.gather(*(server.stop(DRAIN_GRACE_S) for server in self._servers))
-        self._stopped.set()
+        self._stop()
 
     # --- to the supervisor ---
 
@@ -271,7 +272,7 @@ class Front:
             return
         except OSError as error:
             _log.error("control socket: %s", error)
-            self._stopped.set()
+            self._stop()
         self._loop.remove_writer(self._control)
 
 

@@ -209,8 +209,7 @@ u32 EXPORT(proxy_send_local_response)(u32 status, u32 details, u32 details_len, 
         note(stream, NOTE_LOCAL_RESPONSE_IGNORED);
         return STATUS_OK;
     }
-    if (!status_in_range(status) || headers_len > MAX_PAIRS_BYTES ||
-        (u64)body_len + headers_len > vm.config.limits.local_response_bytes)
+    if (!status_in_range(status) || headers_len > MAX_PAIRS_BYTES || body_len > vm.config.limits.local_response_bytes)
         return STATUS_BAD_ARGUMENT;
     if (details_len > MAX_DETAILS_BYTES)
         details_len = MAX_DETAILS_BYTES;

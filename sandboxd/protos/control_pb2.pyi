@@ -195,18 +195,20 @@ class WorkerError(_message.Message):
     def __init__(self, message: _Optional[str] = ...) -> None: ...
 
 class ToFront(_message.Message):
-    __slots__ = ("attach", "detach", "drain", "status", "plugin_down")
+    __slots__ = ("attach", "detach", "drain", "status", "plugin_down", "serve")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     DETACH_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_DOWN_FIELD_NUMBER: _ClassVar[int]
+    SERVE_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     detach: Detach
     drain: Drain
     status: FrontStatusRequest
     plugin_down: PluginDown
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., status: _Optional[_Union[FrontStatusRequest, _Mapping]] = ..., plugin_down: _Optional[_Union[PluginDown, _Mapping]] = ...) -> None: ...
+    serve: Serve
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., status: _Optional[_Union[FrontStatusRequest, _Mapping]] = ..., plugin_down: _Optional[_Union[PluginDown, _Mapping]] = ..., serve: _Optional[_Union[Serve, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("channel_id", "tenant", "plugin", "ring_bytes", "callbacks", "imports", "policy_path", "redaction_key", "drain_timeout_ns", "imported_functions")
@@ -241,18 +243,24 @@ class Detach(_message.Message):
     def __init__(self, channel_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PluginDown(_message.Message):
-    __slots__ = ("tenant", "plugin", "policy_path", "reason", "removed")
+    __slots__ = ("tenant", "plugin", "policy_path", "reason", "removed", "starting")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_FIELD_NUMBER: _ClassVar[int]
     POLICY_PATH_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    STARTING_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     plugin: str
     policy_path: str
     reason: str
     removed: bool
-    def __init__(self, tenant: _Optional[str] = ..., plugin: _Optional[str] = ..., policy_path: _Optional[str] = ..., reason: _Optional[str] = ..., removed: _Optional[bool] = ...) -> None: ...
+    starting: bool
+    def __init__(self, tenant: _Optional[str] = ..., plugin: _Optional[str] = ..., policy_path: _Optional[str] = ..., reason: _Optional[str] = ..., removed: _Optional[bool] = ..., starting: _Optional[bool] = ...) -> None: ...
+
+class Serve(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ()

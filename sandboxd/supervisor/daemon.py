@@ -28,6 +28,7 @@ from sandboxd.policy.model import TenantPolicy
 from sandboxd.protos import admin_pb2 as admin
 from sandboxd.supervisor import status
 from sandboxd.supervisor.admin import AdminServer
+from sandboxd.supervisor.attach import AttachClient, AttachServer, AttachSettings
 from sandboxd.supervisor.cgroups import Cgroups
 from sandboxd.supervisor.deployment import Settings
 from sandboxd.supervisor.fronts import FRONT_REFUSED, Front, Fronts
@@ -38,6 +39,7 @@ from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.prepare import PreparedTenant, our_code, prepare_tenant
 from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory
 from sandboxd.supervisor.tenant import Services
+from sandboxd.supervisor.users import AllUsers
 from sandboxd.supervisor.zygote import FrontMain, Zygote
 
 _log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self.fronts = Fronts(self._zygote, self._config.front.processes, self)
+        self.attach = self._attach_server()
         self.pool = Pool(self._services())
         server = AdminServer(self._admin_path, self._handle)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,6 +166,7 @@ class Daemon:
         self._loop.add_signal_handler(signal.SIGHUP, self._sighup)
         await server.start()
         try:
+            self.pool.expect(loaded)
             self.fronts.start()
             await self._start(loaded)
             await self._stop.wait()
@@ -170,6 +174,8 @@ class Daemon:
             self._notifier.stopping()
             _log.info("stopping")
             await server.stop()
+            if self.attach is not None:
+                self.attach.stop()
             await self.fronts.drain(STOP_GRACE_S)
             await self.pool.stop()
             for task in self._background:
@@ -189,6 +195,8 @@ class Daemon:
         if not ready:
             raise WorkerError("the front processes did not start; their errors are in the log above")
         await self.pool.apply(loaded)
+        if self.attach is not None:
+            self.attach.start()
         self._notifier.ready(self._summary())
         _log.info("ready: %s", self._summary())
         if self._notifier.watchdog_s:
@@ -214,7 +222,7 @@ class Daemon:
         may_spin = len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN
         spin = self._config.worker.spin_us * LOOKS_PER_US if may_spin else 0
         return Services(
-            fronts=self.fronts,
+            fronts=AllUsers((lambda: self.fronts.reachable, lambda: self.attach.ready if self.attach else {})),
             settings=Settings(
                 self._config.channel.ring_bytes, spin, DRAIN_TIMEOUT_S, GUEST_LEVELS[self._config.log.level]
             ),
@@ -222,6 +230,14 @@ class Daemon:
             redaction_key=self._keys.of,
             worker_spec=self._worker_spec,
         )
+
+    def _attach_server(self) -> AttachServer | None:
+        config = self._config.attach
+        if config is None:
+            return None
+        may_spin = len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN
+        spin_ns = self._config.channel.spin_us * limits.US_NS if may_spin else 0
+        return AttachServer(AttachSettings(config.socket, config.uids, config.channels, spin_ns), self)
 
     async def _prepare(self, policy: TenantPolicy) -> PreparedTenant:
         self._check_threads(policy)
@@ -232,11 +248,12 @@ class Daemon:
 
     def _check_threads(self, policy: TenantPolicy) -> None:
         """A worker that runs into its limit of threads would die at its start, again and again."""
-        needed = len(policy.plugins) * self._config.front.processes + WORKER_THREADS
+        attached = self._config.attach.channels if self._config.attach else 0
+        needed = len(policy.plugins) * (self._config.front.processes + attached) + WORKER_THREADS
         if needed > policy.isolation.pids:
             raise PolicyError(
                 f"is too small: {len(policy.plugins)} plugins on {self._config.front.processes} fronts"
-                f" need {needed} threads",
+                f"{f' and {attached} attached channels' if attached else ''} need {needed} threads",
                 path=policy.source_path,
                 key="isolation.pids",
             )
@@ -256,10 +273,13 @@ class Daemon:
 
     # --- FrontListener ---
 
+    def front_asked(self, front: Front) -> None:
+        """Tell a front of every plugin, and have its channels made."""
+        self.pool.introduce(front)
+
     def front_ready(self, front: Front) -> None:
-        """Give a front its channels."""
+        """Say so."""
         _log.info("front %d (pid %d) serves on %s", front.index, front.pid, ", ".join(front.addresses))
-        self.pool.fronts_changed(front)
 
     def front_gone(self, front: Front) -> None:
         """Close what a dead front had open."""
@@ -273,6 +293,22 @@ class Daemon:
     def channel_drained(self, channel_id: int) -> None:
         """No stream uses the channel any more."""
         self.pool.channel_drained(channel_id)
+
+    # --- AttachHost ---
+
+    def plugin_names(self, tenant: str) -> list[str]:
+        """Return the plugins of a tenant."""
+        known = self.pool.tenants.get(tenant)
+        return [plugin.name for plugin in known.policy.plugins] if known and known.policy else []
+
+    def client_ready(self, client: AttachClient) -> None:
+        """Give a client of the attach socket its channel."""
+        self.pool.fronts_changed(client)
+
+    def client_gone(self, client: AttachClient) -> None:
+        """Close what a client of the attach socket had open."""
+        _log.debug("attach client %d left", client.index)
+        self.pool.fronts_changed()
 
     def front_refused(self, index: int) -> None:
         """Stop: what front said about its sockets or certificates is in the log, and will not change."""

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sandboxd.channel.memfd import create_channel
 from sandboxd.errors import WorkerError
 from sandboxd.jail.layers import resolve
 from sandboxd.supervisor import front_frames, worker_protocol
-from sandboxd.supervisor.fronts import Front
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.prepare import PreparedPlugin, PreparedTenant
 from sandboxd.supervisor.process import WorkerProcess
 from sandboxd.supervisor.throttle import Throttle
+from sandboxd.supervisor.users import ChannelUser, UserSet
 from sandboxd.supervisor.vms import Vm, failure_record, failure_text, vm_ids
 from sandboxd.supervisor.worker_protocol import VmState
 
@@ -47,20 +47,12 @@ class Settings:
     """Lowest level of a guest's lines that is sent at all, 0 (trace) to 5 (critical)."""
 
 
-class FrontSet(Protocol):
-    """The fronts that serve."""
-
-    @property
-    def ready(self) -> Mapping[int, Front]:
-        """By index."""
-
-
 class Deployment:
     """
     Args:
         prepared: the version to run.
         spec: how the worker is jailed.
-        fronts: the fronts, as they come and go.
+        fronts: the fronts and other users of channels, as they come and go.
         settings: what all deployments share.
         redaction_key: the tenant's key for the ``hash`` redaction.
         on_gone: called once when the worker is gone, with the operator's sentence.
@@ -70,7 +62,7 @@ class Deployment:
         self,
         prepared: PreparedTenant,
         spec: WorkerSpec,
-        fronts: FrontSet,
+        fronts: UserSet,
         settings: Settings,
         *,
         redaction_key: bytes,
@@ -169,7 +161,9 @@ class Deployment:
             for front in self._fronts.ready.values():
                 self._down(front, name, "removed from the configuration", removed=True)
         for vm in list(self.vms.values()):
-            if not vm.attached:
+            if vm.attached:
+                vm.front.superseded(vm.vm_id)
+            else:
                 self._close_vm(vm)
         timeout_s = self._settings.drain_timeout_s + DRAIN_SLACK_S
         self._drain_timer = self._loop.call_later(timeout_s, self.worker.stop)
@@ -208,12 +202,25 @@ class Deployment:
             if not self._is_loaded(name):
                 continue
             for index, front in fronts.items():
-                if (name, index) not in have:
+                if (name, index) not in have and front.wants(self.tenant, name):
                     self._open_vm(plugin, front)
 
-    def report_problems(self, fronts: Iterable[Front]) -> None:
+    def introduce(self, front: ChannelUser) -> None:
+        """Tell a new front of every plugin; the channels of those that can run follow."""
+        down = self._without_vm()
+        for plugin in self.prepared.policy.plugins:
+            name = plugin.name
+            if name in down:
+                self._down(front, name, self.problems[name])
+            else:
+                self._down(front, name, "it is starting", starting=True)
+
+    def _without_vm(self) -> list[str]:
+        return [name for name in self.problems if not any(vm.plugin == name for vm in self.vms.values())]
+
+    def report_problems(self, fronts: Iterable[ChannelUser]) -> None:
         """Tell fronts of the plugins that have no VM at all."""
-        down = [name for name in self.problems if not any(vm.plugin == name for vm in self.vms.values())]
+        down = self._without_vm()
         for front in fronts:
             for name in down:
                 self._down(front, name, self.problems[name])
@@ -238,7 +245,7 @@ class Deployment:
             and (loaded.result() == "")
         )
 
-    def _open_vm(self, plugin: PreparedPlugin, front: Front) -> None:
+    def _open_vm(self, plugin: PreparedPlugin, front: ChannelUser) -> None:
         vm_id = next(vm_ids)
         fds = create_channel(self._settings.ring_bytes)
         vm = Vm(vm_id, plugin.policy.name, front, fds, self._loop.create_future())
@@ -258,7 +265,7 @@ class Deployment:
 
     def _attach_or_report(self, vm: Vm) -> None:
         view = self.worker.view.vms.get(vm.vm_id)
-        if vm.attached or view is None or not self.live:
+        if vm.attached or view is None or not self.live or not vm.front.wants(self.tenant, vm.plugin):
             return
         if view.state is VmState.RUNNING and vm.fds is not None:
             frame = front_frames.attach(
@@ -278,8 +285,10 @@ class Deployment:
             reason = self.problems.get(vm.plugin, "its VM does not start")
             self._down(vm.front, vm.plugin, reason)
 
-    def _down(self, front: Front, name: str, reason: str, *, removed: bool = False) -> None:
-        frame = front_frames.plugin_down(self.prepared.policy, name, reason, removed=removed)
+    def _down(
+        self, front: ChannelUser, name: str, reason: str, *, removed: bool = False, starting: bool = False
+    ) -> None:
+        frame = front_frames.plugin_down(self.prepared.policy, name, reason, removed=removed, starting=starting)
         front.send(frame, (self.prepared.text.fd,))
 
     # --- what the worker says ---
@@ -355,8 +364,8 @@ class Deployment:
             vm.close_fds()
             if vm.attached:
                 vm.front.send(front_frames.detach(vm.vm_id, str(error)))
-                if self.live:
-                    self._down(vm.front, vm.plugin, str(error))
+            if self.live:
+                self._down(vm.front, vm.plugin, str(error))
         self._on_gone(self, sentence)
 
     def _stop_if_drained(self) -> None:

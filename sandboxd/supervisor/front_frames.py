@@ -38,8 +38,10 @@ def detach(channel_id: int, reason: str) -> control.ToFront:
     return control.ToFront(detach=control.Detach(channel_id=channel_id, reason=reason))
 
 
-def plugin_down(policy: TenantPolicy, plugin: str, reason: str, *, removed: bool = False) -> control.ToFront:
-    """Return the frame that says that no VM of a plugin can run; the policy's text goes with it."""
+def plugin_down(
+    policy: TenantPolicy, plugin: str, reason: str, *, removed: bool = False, starting: bool = False
+) -> control.ToFront:
+    """Return the frame that says that no VM of a plugin can run now; the policy's text goes with it."""
     return control.ToFront(
         plugin_down=control.PluginDown(
             tenant=policy.tenant,
@@ -47,5 +49,6 @@ def plugin_down(policy: TenantPolicy, plugin: str, reason: str, *, removed: bool
             policy_path=policy.source_path,
             reason=reason,
             removed=removed,
+            starting=starting,
         )
     )

@@ -36,8 +36,11 @@ FRONT_REFUSED = 2
 class FrontListener(Protocol):
     """Who wants to know about fronts."""
 
+    def front_asked(self, front: Front) -> None:
+        """A front is on its way: tell it what is configured; it serves no stream before."""
+
     def front_ready(self, front: Front) -> None:
-        """A front serves; it has no channels yet."""
+        """A front serves."""
 
     def front_gone(self, front: Front) -> None:
         """A front died; its channels have no client any more."""
@@ -84,6 +87,13 @@ class Front:
             self._outbox.send(frame, fds)
         except OutboxFullError as error:
             self.kill(str(error))
+
+    def wants(self, tenant: str, plugin: str) -> bool:  # noqa: ARG002  (as every user of channels)
+        """Return True: a front serves every plugin."""
+        return True
+
+    def superseded(self, channel_id: int) -> None:
+        """Do nothing: the new version's channel tells a front by itself."""
 
     def kill(self, reason: str) -> None:
         """SIGKILL; the end of its socket follows."""
@@ -182,6 +192,11 @@ class Fronts:
         """Fronts without a control socket, by pid: what kills them if they do not end by themselves."""
 
     @property
+    def reachable(self) -> dict[int, Front]:
+        """Fronts that take frames, whether they serve already or are on their way."""
+        return dict(self._fronts)
+
+    @property
     def ready(self) -> dict[int, Front]:
         """Fronts that serve."""
         return {index: front for index, front in self._fronts.items() if front.is_ready}
@@ -248,10 +263,13 @@ class Fronts:
         if self._stopping:
             return
         try:
-            self._fronts[index] = Front(self, index)
+            front = self._fronts[index] = Front(self, index)
         except OSError as error:
             _log.critical("no front can be forked: %s", error)
             self.listener.zygote_gone()
+            return
+        self.listener.front_asked(front)
+        front.send(control.ToFront(serve=control.Serve()))
 
     def _zygote_readable(self) -> None:
         try:

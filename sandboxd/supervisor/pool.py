@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from sandboxd.policy.load import PolicyDirectory
 from sandboxd.policy.model import TenantPolicy
-from sandboxd.supervisor.fronts import Front
 from sandboxd.supervisor.tenant import Services, Tenant, TenantState
+from sandboxd.supervisor.users import ChannelUser
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,11 @@ class Pool:
         self.tenants: dict[str, Tenant] = {}
         self.file_errors: dict[str, str] = {}
         """Policy files that cannot be accepted and belong to no running tenant: path to error."""
+
+    def expect(self, loaded: PolicyDirectory) -> None:
+        """Know the tenants that `apply` is about to start, so that the first fronts are told of them."""
+        for policy in loaded.policies.values():
+            self.tenants[policy.tenant] = Tenant(policy.tenant, self._services, policy)
 
     async def apply(self, loaded: PolicyDirectory) -> dict[str, dict[str, str]]:
         """
@@ -65,7 +70,12 @@ class Pool:
         """End all workers."""
         await asyncio.gather(*(tenant.stop() for tenant in self._everybody()))
 
-    def fronts_changed(self, arrived: Front | None = None) -> None:
+    def introduce(self, front: ChannelUser) -> None:
+        """Tell a new front of every plugin that is configured, and have its channels made."""
+        for tenant in self.tenants.values():
+            tenant.introduce(front)
+
+    def fronts_changed(self, arrived: ChannelUser | None = None) -> None:
         """A front came or went."""
         for tenant in self._everybody():
             tenant.fronts_changed(arrived)

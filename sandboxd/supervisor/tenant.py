@@ -23,10 +23,10 @@ from sandboxd.errors import JailError, SandboxdError, WorkerError
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.supervisor import front_frames
 from sandboxd.supervisor.backoff import Backoff
-from sandboxd.supervisor.deployment import Deployment, FrontSet, Settings
-from sandboxd.supervisor.fronts import Front
+from sandboxd.supervisor.deployment import Deployment, Settings
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text, try_again
+from sandboxd.supervisor.users import ChannelUser, UserSet
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class TenantState(enum.StrEnum):
 class Services:
     """What a tenant needs of the daemon."""
 
-    fronts: FrontSet
+    fronts: UserSet
     settings: Settings
     prepare: Prepare
     redaction_key: Callable[[str], bytes]
@@ -64,9 +64,10 @@ class Tenant:
     Args:
         name: the tenant's.
         services: the daemon's.
+        policy: the version that is about to be applied, if it is known already.
     """
 
-    def __init__(self, name: str, services: Services) -> None:
+    def __init__(self, name: str, services: Services, policy: TenantPolicy | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._services = services
         self._lock = asyncio.Lock()
@@ -75,7 +76,7 @@ class Tenant:
         self.name = name
         self.error = ""
         """Of the last reload or start."""
-        self.policy: TenantPolicy | None = None
+        self.policy = policy
         """The version that runs, or that should."""
         self.restarts = 0
         self.current: Deployment | None = None
@@ -151,6 +152,10 @@ class Tenant:
             if self.current is not None:
                 self._retire(self.current, [plugin.name for plugin in self.current.prepared.policy.plugins])
                 self.current = None
+            elif self.policy is not None:
+                for front in self._services.fronts.ready.values():
+                    for plugin in self.policy.plugins:
+                        front.send(front_frames.plugin_down(self.policy, plugin.name, "removed", removed=True))
 
     async def stop(self) -> None:
         """End all workers, without draining: the fronts are gone."""
@@ -164,7 +169,7 @@ class Tenant:
 
     # --- what happens around it ---
 
-    def fronts_changed(self, arrived: Front | None = None) -> None:
+    def fronts_changed(self, arrived: ChannelUser | None = None) -> None:
         """A front came or went."""
         for deployment in self._deployments():
             deployment.sync_fronts()
@@ -174,6 +179,14 @@ class Tenant:
             self.current.report_problems([arrived])
         else:
             self._announce([arrived])
+
+    def introduce(self, front: ChannelUser) -> None:
+        """Tell a new front of every plugin, whether or not it can run; its channels follow."""
+        if self.current is not None and self.current.live:
+            self.current.introduce(front)
+        else:
+            self._announce([front])
+        self.fronts_changed()
 
     def channel_drained(self, channel_id: int) -> bool:
         """Return whether the channel is one of ours."""
@@ -191,7 +204,7 @@ class Tenant:
         if self.current is None:
             self._announce(self._services.fronts.ready.values())
 
-    def _announce(self, fronts: Iterable[Front]) -> None:
+    def _announce(self, fronts: Iterable[ChannelUser]) -> None:
         """Tell fronts of a tenant that serves nothing yet, so that its streams get its failure policy."""
         if self.policy is None or self._removed:
             return
@@ -202,7 +215,8 @@ class Tenant:
         for front in fronts:
             for plugin in self.policy.plugins:
                 reason = self.error or "it is starting"
-                front.send(front_frames.plugin_down(self.policy, plugin.name, reason), (text.fd,))
+                frame = front_frames.plugin_down(self.policy, plugin.name, reason, starting=not self.error)
+                front.send(frame, (text.fd,))
 
     def _deployments(self) -> list[Deployment]:
         return [d for d in (self.current, *self.draining) if d is not None]

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sandboxd.channel.memfd import ChannelFds
-from sandboxd.supervisor.fronts import Front
+from sandboxd.supervisor.users import ChannelUser
 from sandboxd.supervisor.worker_protocol import VmFailed, VmUsage
 
 KEPT_FAILURES = 5
@@ -17,11 +17,11 @@ KEPT_FAILURES = 5
 
 @dataclass(slots=True)
 class Vm:
-    """A VM and its channel to one front."""
+    """A VM and its channel to one user, most often a front."""
 
     vm_id: int
     plugin: str
-    front: Front
+    front: ChannelUser
     fds: ChannelFds | None
     """Until both sides have theirs."""
     first_outcome: asyncio.Future[str]

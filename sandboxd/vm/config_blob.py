@@ -67,6 +67,7 @@ class VmLimits:
     host_calls_per_event: int
     """0: no limit."""
     local_response_bytes: int
+    """Body of a local response."""
     property_bytes: int
     """All properties set by one stream."""
 

@@ -16,6 +16,7 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.errors import PeerError
 from sandboxd.front.ext_proc_codec import Ask, Exchange
 from sandboxd.front.plugin import Plugin
+from sandboxd.policy.capabilities import CALLBACKS
 from sandboxd.policy.failure import Cause
 from tests.support import front_rig as rig
 
@@ -25,6 +26,8 @@ STOPPED = PAUSED | layout.STATE_REQUEST_HEADERS_HELD | layout.STATE_REQUEST_ALL_
 HELD = PAUSED | layout.STATE_REQUEST_HEADERS_HELD
 EOS = layout.FLAG_END_OF_STREAM
 AS_SUBMITTED = layout.FLAG_AS_SUBMITTED
+READS_HEADERS = ["proxy_get_header_map_pairs"]
+NO_BODY_CALLBACKS = CALLBACKS - {"proxy_on_request_body", "proxy_on_response_body"}
 
 
 def effect(kind: int, payload: bytes = b"", flags: int = 0) -> Effect:
@@ -266,6 +269,48 @@ def test_route_cache_is_cleared_with_a_present_mutation() -> None:
     assert response.HasField("header_mutation"), "Envoy ignores it otherwise"
 
 
+@pytest.mark.parametrize("mode", [NONE, STREAMED, BUFFERED, DUPLEX])
+def test_changed_request_headers_choose_the_route_anew(mode: int) -> None:
+    play = Play(request=mode, response=mode)
+    play.headers()
+    (reply,) = play.vm(changed(layout.REQUEST_HEADERS, *rig.REQUEST, ("x", "1")))
+    assert reply.request_headers.response.clear_route_cache
+    play.response_headers()
+    (reply,) = play.vm(changed(layout.RESPONSE_HEADERS, *rig.RESPONSE, ("x", "1")))
+
+    assert not reply.response_headers.response.clear_route_cache, "the route is history"
+
+
+def test_headers_that_stay_keep_their_route() -> None:
+    play = Play(rig.plugin("write: {deny_headers: [x]}"))
+    play.headers()
+    (reply,) = play.vm(changed(layout.REQUEST_HEADERS, *rig.REQUEST, ("x", "refused")))
+
+    assert not reply.request_headers.response.clear_route_cache
+
+
+def test_request_headers_changed_with_the_body_choose_the_route_anew() -> None:
+    play = Play(request=BUFFERED)
+    play.headers()
+    play.vm(state=HELD)
+    play.body(b"hello", True)
+    body = effect(layout.REQUEST_BODY, b"hello", AS_SUBMITTED | EOS)
+    (reply,) = play.vm(changed(layout.REQUEST_HEADERS, *rig.REQUEST, ("x", "1")), body)
+
+    assert reply.request_body.response.clear_route_cache
+
+
+def test_a_changed_body_keeps_the_route() -> None:
+    play = Play(request=BUFFERED)
+    play.headers([*rig.REQUEST, ("content-length", "5")])
+    play.passes()
+    play.body(b"hello", True)
+    (reply,) = play.vm(effect(layout.REQUEST_BODY, b"HELLO!", EOS))
+
+    assert sets(reply.request_body.response.header_mutation) == [("content-length", b"6", 2)]
+    assert not reply.request_body.response.clear_route_cache
+
+
 def test_route_cache_after_the_headers_left_is_named() -> None:
     play = Play()
     play.headers()
@@ -277,8 +322,7 @@ def test_route_cache_after_the_headers_left_is_named() -> None:
 
 
 def test_mode_override_spares_unread_bodies() -> None:
-    functions = ["proxy_get_header_map_pairs"]
-    play = Play(rig.plugin(functions=functions), BUFFERED, STREAMED, allow_mode_override=True)
+    play = Play(rig.plugin(callbacks=NO_BODY_CALLBACKS), BUFFERED, STREAMED, allow_mode_override=True)
     play.headers()
     (reply,) = play.passes()
 
@@ -301,9 +345,10 @@ def test_mode_override_keeps_the_mode_of_bodies_that_are_read() -> None:
     assert (reply.mode_override.request_body_mode, reply.mode_override.response_body_mode) == (NONE, STREAMED)
 
 
+@pytest.mark.parametrize("functions", [rig.FUNCTIONS, READS_HEADERS])
 @pytest.mark.parametrize("options", [{}, {"allow_mode_override": True}])
-def test_no_mode_override_unless_allowed_and_of_use(options: dict[str, bool]) -> None:
-    play = Play(None, BUFFERED, BUFFERED, **options)
+def test_no_mode_override_unless_allowed_and_of_use(options: dict[str, bool], functions: list[str]) -> None:
+    play = Play(rig.plugin(functions=functions), BUFFERED, BUFFERED, **options)
     play.headers()
 
     assert not play.passes()[0].HasField("mode_override")
@@ -375,6 +420,19 @@ def test_buffered_body_kept_waits_and_is_freed_from_elsewhere() -> None:
 
     assert reply.request_body.response.body_mutation.body == b"HELLO"
     assert not play.exchange.waiting
+
+
+@pytest.mark.parametrize("mode", [BUFFERED, PARTIAL])
+def test_buffered_body_held_for_more_ends_the_exchange_at_once(mode: int) -> None:
+    play = Play(request=mode)
+    play.headers()
+    play.passes()
+    play.body(b"all but the trailers")
+    (reply,) = play.vm(state=PAUSED)
+
+    assert reply.immediate_response.details == "sandboxd_cannot_carry_body_held"
+    assert play.findings == {"ext_proc.cannot_carry.body_held": 1}
+    assert play.exchange.finished
 
 
 # --- STREAMED ---
@@ -556,7 +614,7 @@ def test_duplex_trailers_that_were_added_are_named_and_the_body_ends() -> None:
 
 
 def test_duplex_unread_bodies_are_echoed_behind_their_headers() -> None:
-    play = Play(rig.plugin(functions=["proxy_get_header_map_pairs"]), request=DUPLEX)
+    play = Play(rig.plugin(callbacks=NO_BODY_CALLBACKS), request=DUPLEX)
     play.headers()
     play.vm(state=STOPPED)
     assert play.body(b"one") == []
@@ -570,7 +628,7 @@ def test_duplex_unread_bodies_are_echoed_behind_their_headers() -> None:
 
 
 def test_duplex_unread_bodies_behind_held_headers_are_bounded() -> None:
-    play = Play(rig.plugin("limits: {body_buffer: 1KiB}", functions=["proxy_get_header_map_pairs"]), request=DUPLEX)
+    play = Play(rig.plugin("limits: {body_buffer: 1KiB}", callbacks=NO_BODY_CALLBACKS), request=DUPLEX)
     play.headers()
     play.vm(state=STOPPED)
     play.body(b"x" * 1000)
@@ -583,8 +641,8 @@ def test_duplex_unread_bodies_behind_held_headers_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("mode", [STREAMED, BUFFERED, PARTIAL])
-def test_unread_bodies_never_reach_the_vm(mode: int) -> None:
-    play = Play(rig.plugin(functions=["proxy_get_header_map_pairs"]), request=mode)
+def test_bodies_without_a_callback_never_reach_the_vm(mode: int) -> None:
+    play = Play(rig.plugin(callbacks=NO_BODY_CALLBACKS), request=mode)
     play.headers()
     play.passes()
 
@@ -593,7 +651,7 @@ def test_unread_bodies_never_reach_the_vm(mode: int) -> None:
 
 
 def test_unread_body_frees_headers_that_wait_for_it() -> None:
-    play = Play(rig.plugin(functions=["proxy_get_header_map_pairs"]), request=BUFFERED)
+    play = Play(rig.plugin(callbacks=NO_BODY_CALLBACKS), request=BUFFERED)
     play.headers()
     play.vm(state=HELD)
     assert play.body(b"secret", True) == [Ask(layout.REQUEST_BODY, b"", True)]
@@ -603,6 +661,36 @@ def test_unread_body_frees_headers_that_wait_for_it() -> None:
 
     assert sets(reply.request_body.response.header_mutation) == [("x", b"1", 0)]
     assert not reply.request_body.response.HasField("body_mutation")
+
+
+@pytest.mark.parametrize("mode", [STREAMED, BUFFERED, PARTIAL, DUPLEX])
+def test_a_callback_that_cannot_read_is_told_the_size_alone(mode: int) -> None:
+    play = Play(rig.plugin(functions=READS_HEADERS), request=mode)
+    play.headers()
+    play.passes()
+    assert play.body(b"secret", True) == [Ask(layout.REQUEST_BODY, bytes(6), True)]
+    replies = play.passes()
+
+    if mode == DUPLEX:
+        assert streamed(*replies) == [(b"secret", True)]
+    else:
+        assert replies == [pb.ProcessingResponse(request_body={})]
+    assert not play.findings
+
+
+def test_a_callback_that_cannot_read_may_hold_the_body_and_say_how_much_goes_on() -> None:
+    play = Play(rig.plugin(functions=READS_HEADERS), request=DUPLEX)
+    play.headers()
+    play.passes()
+    play.body(b"one ")
+    assert play.vm(state=PAUSED) == []
+    play.body(b"two ")
+    replies = play.vm(effect(layout.REQUEST_BODY, bytes(8)))
+    play.body(b"end", True)
+    replies += play.vm(effect(layout.REQUEST_BODY, bytes(1), EOS))
+
+    assert streamed(*replies) == [(b"one two ", False), (b"end", True)], "the end brings whatever is left"
+    assert not play.findings
 
 
 def test_a_plugin_that_may_not_write_bodies_only_says_how_much_goes_on() -> None:

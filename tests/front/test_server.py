@@ -47,6 +47,7 @@ class Supervisor:
 
     async def start(self) -> control.FrontReady:
         self.task = asyncio.ensure_future(self.front.run())
+        self.send(control.ToFront(serve=control.Serve()))
         ready = (await self.next()).ready
         self.channel = grpc.aio.insecure_channel(ready.addresses[0])
         return ready
@@ -197,6 +198,70 @@ async def test_drain_ends_the_process(supervisor: Supervisor) -> None:
 
 async def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
     made = Supervisor(tmp_path, "  listen: [{unix: /nonexistent/front.sock}]\n")
+    made.send(control.ToFront(serve=control.Serve()))
     with pytest.raises(ConfigError, match="cannot listen on unix:/nonexistent"):
         await made.front.run()
     made.socket.close()
+
+
+# --- before there is a channel ---
+
+PATIENT = POLICY.replace("{preset: standard}", "{preset: standard}, limits: {time_per_event: 3s}")
+
+
+def starting(policy: str = PATIENT) -> tuple[control.ToFront, tuple[int]]:
+    """What a new front is told of a plugin whose VM is on the way."""
+    down = control.PluginDown(
+        tenant="acme", plugin="filter", policy_path="acme.yaml", reason="it is starting", starting=True
+    )
+    return control.ToFront(plugin_down=down), (memfd.create_blob("policy", policy.encode()),)
+
+
+async def test_it_does_not_listen_before_it_knows_the_plugins(tmp_path: Path) -> None:
+    made = Supervisor(tmp_path)
+    made.task = asyncio.ensure_future(made.front.run())
+    made.send(control.ToFront(status=control.FrontStatusRequest(number=1)))
+    assert (await made.next()).status.number == 1
+    assert not list(tmp_path.glob("*.sock"))
+
+    made.send(*starting())
+    made.send(control.ToFront(serve=control.Serve()))
+    ready = (await made.next()).ready
+    made.channel = grpc.aio.insecure_channel(ready.addresses[0])
+    asked = asyncio.ensure_future(made.ask())
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    made.attach(1)
+
+    assert await asked == "request_headers"
+    await made.close()
+
+
+async def test_a_front_that_is_not_wanted_any_more_ends_before_it_listens(tmp_path: Path) -> None:
+    made = Supervisor(tmp_path)
+    made.task = asyncio.ensure_future(made.front.run())
+    made.socket.close()
+
+    await asyncio.wait_for(made.task, 5)
+    assert not list(tmp_path.glob("*.sock"))
+
+
+async def test_waiting_for_the_first_channel_is_bounded(supervisor: Supervisor) -> None:
+    supervisor.send(*starting(PATIENT.replace("3s", "300ms")))
+    begin = asyncio.get_running_loop().time()
+
+    assert await supervisor.ask() == "sandboxd_vm_down"
+    assert 0.25 < asyncio.get_running_loop().time() - begin < 2
+
+
+async def test_waiting_ends_with_the_word_that_there_is_no_vm(supervisor: Supervisor) -> None:
+    supervisor.send(*starting())
+    asked = asyncio.ensure_future(supervisor.ask())
+    await asyncio.sleep(0.05)
+    frame, fds = starting()
+    frame.plugin_down.starting = False
+    begin = asyncio.get_running_loop().time()
+    supervisor.send(frame, fds)
+
+    assert await asked == "sandboxd_vm_down"
+    assert asyncio.get_running_loop().time() - begin < 1

@@ -191,6 +191,16 @@ def test_bad_arguments(call: tuple[object, ...]) -> None:
     assert outcome.kinds == [REQUEST_HEADERS]
 
 
+def test_headers_do_not_count_against_the_body() -> None:
+    """The limit is the body's: one that just fits may come with headers."""
+    call = (SEND, 403, "", b"x" * 2000, encode_pairs([(b"x-why", b"w" * 100)]), 0)
+    with Driver(guest({"request_headers": [call]}), limits={"local_response_bytes": 2000}) as vm:
+        _, outcome = vm.request()
+
+    assert outcome.reports == [b"\0"]
+    assert LOCAL_RESPONSE in outcome.kinds
+
+
 def test_without_a_stream_nothing_happens() -> None:
     """OK and no effect, as in Envoy."""
     with Driver(guest({"configure": [ANSWER]})) as vm:
