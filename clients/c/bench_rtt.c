@@ -1,0 +1,229 @@
+/*
+ * How long one event takes, from submission to verdict: with both sides spinning, and with both asleep.
+ *
+ *     bench_rtt SOCKET TENANT PLUGIN [EVENTS]     over the daemon's attach socket
+ *     bench_rtt --loop [EVENTS]                   against a thread of this process that only answers: the channel alone
+ *
+ * Prints one line of JSON: for each way the 50th, 90th, 99th and 99.9th percentile, in ns.
+ */
+#include "sandboxd.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RING_BYTES 65536u
+#define SPIN_NS 5000000u
+#define PAUSE_NS 200000 /* between sleeping turns: long enough for the VM to go to sleep */
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static _Noreturn void give_up(const char *what)
+{
+    fprintf(stderr, "bench_rtt: %s\n", what);
+    exit(1);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void print(const char *name, uint64_t *times, size_t count, const char *end)
+{
+    qsort(times, count, sizeof *times, by_size);
+    printf("\"%s\": {\"p50\": %llu, \"p90\": %llu, \"p99\": %llu, \"p999\": %llu}%s", name,
+           (unsigned long long)times[count / 2], (unsigned long long)times[count * 9 / 10],
+           (unsigned long long)times[count * 99 / 100], (unsigned long long)times[count * 999 / 1000], end);
+}
+
+/* One stream of request headers; the time of the headers event alone. */
+static uint64_t turn(sbx_channel *channel)
+{
+    static const sbx_pair headers[] = {
+        {{(const uint8_t *)":method", 7}, {(const uint8_t *)"GET", 3}},
+        {{(const uint8_t *)":path", 5}, {(const uint8_t *)"/", 1}},
+        {{(const uint8_t *)":authority", 10}, {(const uint8_t *)"bench", 5}},
+    };
+    sbx_stream *stream;
+    sbx_event *event;
+    if (sbx_stream_open(channel, NULL, 0, 1, NULL, &stream))
+        give_up("no stream");
+    uint64_t begin_ns = now_ns();
+    if (sbx_submit_headers(stream, SBX_REQUEST_HEADERS, headers, 3, true, 1, NULL, &event) ||
+        sbx_wait(event, 5000000000u))
+        give_up("no verdict");
+    uint64_t took_ns = now_ns() - begin_ns;
+    sbx_event_free(event);
+    sbx_stream_close(stream, false, 1);
+    return took_ns;
+}
+
+static void measure(sbx_channel *channel, size_t count)
+{
+    uint64_t *times = calloc(count, sizeof *times);
+    if (!times)
+        give_up("no memory");
+    sbx_channel_set_spin_ns(channel, SPIN_NS);
+    for (size_t i = 0; i < count / 10; i++)
+        turn(channel);
+    for (size_t i = 0; i < count; i++)
+        times[i] = turn(channel);
+    printf("{\"events\": %zu, ", count);
+    print("spin_ns", times, count, ", ");
+    sbx_channel_set_spin_ns(channel, 0);
+    size_t slow = count / 20 + 1000;
+    if (slow > count)
+        slow = count;
+    for (size_t i = 0; i < slow; i++) {
+        struct timespec pause = {0, PAUSE_NS};
+        nanosleep(&pause, NULL);
+        times[i] = turn(channel);
+    }
+    print("sleep_ns", times, slow, "}\n");
+    free(times);
+}
+
+/* ---- the channel alone --------------------------------------------------------------------------------------------- */
+
+static uint8_t *shared;
+static int vm_fd, client_fd;
+static volatile bool over;
+
+static uint32_t *word(uint32_t offset)
+{
+    return (uint32_t *)(void *)(shared + offset);
+}
+
+/* A VM that answers every event with a verdict and nothing else; it spins for a while, then sleeps. */
+static void *loop_main(void *unused)
+{
+    uint32_t head = 0, tail = 0, idle = 0;
+    (void)unused;
+    while (!over) {
+        uint32_t end = __atomic_load_n(word(64), __ATOMIC_ACQUIRE);
+        if (end == head && idle++ < 20000)
+            continue;
+        if (end == head) {
+            __atomic_store_n(word(320), 1, __ATOMIC_SEQ_CST);
+            __atomic_thread_fence(__ATOMIC_SEQ_CST);
+            if (__atomic_load_n(word(64), __ATOMIC_ACQUIRE) == head && !over) {
+                struct pollfd fd = {.fd = vm_fd, .events = POLLIN};
+                eventfd_t count;
+                poll(&fd, 1, 100);
+                eventfd_read(vm_fd, &count);
+            }
+            __atomic_store_n(word(320), 0, __ATOMIC_RELEASE);
+            idle = 0;
+            continue;
+        }
+        while (head != end) {
+            uint32_t record[8], answer[8] = {32, 1};
+            memcpy(record, shared + 4096 + (head & (RING_BYTES - 1)), sizeof record);
+            uint16_t kind = (uint16_t)record[1];
+            if (kind > 1) { /* neither PAD nor STREAM_OPEN */
+                memcpy(answer + 2, record + 2, 12); /* stream and number */
+                memcpy(shared + 4096 + RING_BYTES + (tail & (RING_BYTES - 1)), answer, sizeof answer);
+                tail += 32;
+            }
+            head += record[0];
+        }
+        __atomic_store_n(word(128), head, __ATOMIC_RELEASE);
+        __atomic_store_n(word(192), tail, __ATOMIC_RELEASE);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (__atomic_load_n(word(384), __ATOMIC_ACQUIRE) && __atomic_exchange_n(word(384), 0, __ATOMIC_SEQ_CST))
+            eventfd_write(client_fd, 1);
+        idle = 0;
+    }
+    return NULL;
+}
+
+static sbx_policy *plain_policy(void)
+{
+    static const uint64_t numbers[][5] = {{1}, {65536, 256, 65536, 5000000000u, 1000}, {0, 503}, {7, 256, 16384, 65536}};
+    static const uint32_t counts[] = {1, 5, 2, 4};
+    uint8_t blob[1024] = "SBXP\1\0\0", *at = blob + 8;
+    for (uint32_t tag = 1; tag < 14; tag++) {
+        uint32_t len = tag <= 2 ? 1 : tag == 3 ? 16 : tag <= 7 ? 8 * counts[tag - 4] : 0;
+        if (tag == 9)
+            continue;
+        memcpy(at, &tag, 4);
+        memcpy(at + 4, &len, 4);
+        if (tag >= 4 && tag <= 7)
+            memcpy(at + 8, numbers[tag - 4], len);
+        at += 8 + ((len + 7) & ~7u);
+    }
+    sbx_policy *policy;
+    sbx_error error;
+    if (sbx_policy_load(blob, (size_t)(at - blob), &policy, &error))
+        give_up(error.text);
+    return policy;
+}
+
+static sbx_channel *open_loop(void)
+{
+    static const uint32_t head[] = {0x43584253, 1, RING_BYTES, 0};
+    size_t size = 4096 + 2 * RING_BYTES;
+    int memfd = memfd_create("bench", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (memfd < 0 || ftruncate(memfd, (off_t)size))
+        give_up("no memfd");
+    shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+    if (shared == MAP_FAILED)
+        give_up("no mapping");
+    memcpy(shared, head, sizeof head);
+    *word(448) = 1;
+    fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+    vm_fd = eventfd(0, EFD_NONBLOCK);
+    client_fd = eventfd(0, EFD_NONBLOCK);
+    sbx_descriptors given = {memfd, dup(vm_fd), dup(client_fd), -1, RING_BYTES, 0, 0};
+    sbx_policy *policy = plain_policy();
+    sbx_channel *channel;
+    sbx_error error;
+    if (sbx_channel_open(&given, policy, &channel, &error))
+        give_up(error.text);
+    sbx_policy_release(policy);
+    return channel;
+}
+
+int main(int argc, char **argv)
+{
+    bool loop = argc > 1 && strcmp(argv[1], "--loop") == 0;
+    int first = loop ? 2 : 4;
+    if (argc < first || argc > first + 1)
+        give_up("usage: bench_rtt SOCKET TENANT PLUGIN [EVENTS] | bench_rtt --loop [EVENTS]");
+    size_t count = argc > first ? strtoul(argv[first], NULL, 10) : 100000;
+    if (count < 1000)
+        give_up("at least 1000 events, for percentiles");
+    pthread_t thread;
+    sbx_channel *channel;
+    if (loop) {
+        channel = open_loop();
+        pthread_create(&thread, NULL, loop_main, NULL);
+    } else {
+        sbx_attach_options options = {argv[1], argv[2], argv[3], SBX_ANY_UID, 0};
+        sbx_error error;
+        if (sbx_attach(&options, 10000000000u, &channel, &error))
+            give_up(error.text);
+    }
+    measure(channel, count);
+    sbx_channel_close(channel);
+    if (loop) {
+        over = true;
+        eventfd_write(vm_fd, 1);
+        pthread_join(thread, NULL);
+    }
+    return 0;
+}

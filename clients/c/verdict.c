@@ -1,0 +1,237 @@
+/* From what a hostile VM said to what the caller may do: redaction undone, write rules applied. */
+#include "internal.h"
+
+#include <stdlib.h>
+
+#define LOCAL_HEAD 24u
+
+/* What the steps of one effect share. */
+struct turn {
+    sbx_channel *channel;
+    sbx_stream *stream;
+    sbx_event *event;
+    struct collected *got;
+    unsigned properties;
+};
+
+static const sbx_policy *policy_of(const struct turn *turn)
+{
+    return turn->channel->policy;
+}
+
+/* ---- header maps ------------------------------------------------------------------------------------------------- */
+
+static bool find_changes(const struct turn *turn, unsigned kind, struct map after, sbx_changes *changes)
+{
+    const struct snapshot *snapshot = &turn->stream->maps[section_of(kind)];
+    struct map view = {NULL, 0};
+    bool hidden = snapshot->present;
+    if (snapshot->present && snapshot->seen &&
+        !view_of(policy_of(turn), section_of(kind), snapshot->map, &turn->channel->scratch, &view, &hidden))
+        return false;
+    struct map headers = snapshot->present ? snapshot->map : view;
+    return changes_of(policy_of(turn), section_of(kind), headers, view, hidden, after, &turn->got->arena,
+                      &turn->channel->scratch, changes);
+}
+
+static int interpret_map(const struct turn *turn, sbx_effect *effect)
+{
+    sbx_bytes payload = effect->data;
+    effect->data = (sbx_bytes){NULL, 0};
+    if (!(effect->flags & SBX_MODIFIED))
+        return SBX_OK;
+    struct map after;
+    sbx_changes found, *changes;
+    arena_reset(&turn->channel->scratch);
+    int status = pairs_decode(payload, &turn->channel->scratch, &after);
+    if (status)
+        return status;
+    if (!find_changes(turn, effect->kind, after, &found) ||
+        !write_headers(policy_of(turn), section_of(effect->kind), &found, &turn->got->arena, &turn->got->refusals))
+        return SBX_NO_MEMORY;
+    if (!found.removed_count && !found.set_count && !found.added_count)
+        return SBX_OK;
+    if (!(changes = arena_alloc(&turn->got->arena, sizeof *changes)))
+        return SBX_NO_MEMORY;
+    *changes = found;
+    effect->changes = changes;
+    return SBX_OK;
+}
+
+/* ---- bodies ------------------------------------------------------------------------------------------------------ */
+
+static bool refuse_effect(const struct turn *turn, sbx_effect *effect, enum sbx_reason reason, sbx_bytes word)
+{
+    effect->refused = reason;
+    turn->got->refusals.arena = &turn->got->arena;
+    return refuse(&turn->got->refusals, reason, word);
+}
+
+/* The plugin may not write bodies: whatever bytes it names, those that were submitted go on. */
+static int only_as_submitted(const struct turn *turn, sbx_effect *effect)
+{
+    struct held *held = &turn->stream->held[effect->kind == SBX_RESPONSE_BODY];
+    bool as_submitted = effect->flags & SBX_AS_SUBMITTED;
+    size_t len = effect->data.len;
+    if (effect->flags & SBX_END_OF_STREAM || len > held->len)
+        len = held->len;
+    if (as_submitted && len == held->len && len == effect->data.len) {
+        held->len = 0;
+        return SBX_OK;
+    }
+    sbx_bytes claimed = as_submitted ? (sbx_bytes){NULL, 0} : effect->data, submitted = {held->data, len};
+    bool same = as_submitted ? len == effect->data.len : equal(claimed, submitted);
+    if (!arena_copy(&turn->got->arena, &submitted))
+        return SBX_NO_MEMORY;
+    if (len)
+        memmove(held->data, held->data + len, held->len - len);
+    held->len -= len;
+    effect->data = submitted;
+    effect->flags &= ~(uint32_t)SBX_AS_SUBMITTED;
+    if (same)
+        return SBX_OK;
+    turn->got->refusals.arena = &turn->got->arena;
+    return refuse(&turn->got->refusals, SBX_DENIED_BY_POLICY, LITERAL("body")) ? SBX_OK : SBX_NO_MEMORY;
+}
+
+static int interpret_body(const struct turn *turn, sbx_effect *effect)
+{
+    static const sbx_bytes word = LITERAL_INIT("body");
+    if (!needed(policy_of(turn), effect->kind)) {
+        /* The VM was told of nothing: whatever it says stands for the caller's own body. */
+        effect->data = (sbx_bytes){NULL, 0};
+        effect->flags |= SBX_AS_SUBMITTED;
+        return SBX_OK;
+    }
+    if (!may_write_body(policy_of(turn)))
+        return only_as_submitted(turn, effect);
+    enum sbx_reason reason = SBX_ALLOWED;
+    if (!(effect->flags & SBX_AS_SUBMITTED))
+        reason = write_body(policy_of(turn), effect->data.len);
+    return !reason || refuse_effect(turn, effect, reason, word) ? SBX_OK : SBX_NO_MEMORY;
+}
+
+/* ---- the rest ---------------------------------------------------------------------------------------------------- */
+
+/* Reads the payload; SBX_BROKEN: it is malformed. */
+static int read_local(sbx_bytes payload, struct arena *arena, sbx_local_response *local)
+{
+    if (payload.len < LOCAL_HEAD)
+        return SBX_BROKEN;
+    const uint8_t *at = payload.data;
+    uint64_t details = get_u32(at + 8), headers = get_u32(at + 12), body = get_u32(at + 16);
+    uint32_t flags = get_u32(at + 20);
+    if (LOCAL_HEAD + details + headers + body != payload.len || flags > 1)
+        return SBX_BROKEN;
+    struct map map;
+    int status = pairs_decode((sbx_bytes){at + LOCAL_HEAD + details, headers}, arena, &map);
+    if (status)
+        return status;
+    *local = (sbx_local_response){
+        .status = get_u32(at),
+        .grpc_status = (int32_t)get_u32(at + 4),
+        .already_begun = flags,
+        .details = {at + LOCAL_HEAD, details},
+        .headers = map.entries,
+        .header_count = map.count,
+        .body = {at + LOCAL_HEAD + details + headers, body},
+    };
+    return SBX_OK;
+}
+
+static int interpret_local(const struct turn *turn, sbx_effect *effect)
+{
+    sbx_bytes payload = effect->data;
+    effect->data = (sbx_bytes){NULL, 0};
+    sbx_local_response *local = arena_alloc(&turn->got->arena, sizeof *local);
+    if (!local)
+        return SBX_NO_MEMORY;
+    int status = read_local(payload, &turn->got->arena, local);
+    if (!status)
+        status = write_local_response(policy_of(turn), local, &turn->got->arena, &turn->got->refusals);
+    if (status == SBX_REFUSED) {
+        effect->refused = SBX_DENIED_BY_POLICY;
+        return SBX_OK;
+    }
+    effect->local = local;
+    return status;
+}
+
+static int interpret_property(struct turn *turn, sbx_effect *effect)
+{
+    struct map map;
+    sbx_bytes payload = effect->data;
+    effect->data = (sbx_bytes){NULL, 0};
+    int status = pairs_decode(payload, &turn->got->arena, &map);
+    if (!status && map.count != 1)
+        status = SBX_BROKEN;
+    if (status)
+        return status;
+    effect->property = map.entries[0];
+    enum sbx_reason reason = write_property(policy_of(turn), effect->property.name, effect->property.value);
+    if (!reason && ++turn->properties > MAX_WRITTEN_PROPERTIES)
+        reason = SBX_TOO_MANY;
+    return !reason || refuse_effect(turn, effect, reason, LITERAL("property")) ? SBX_OK : SBX_NO_MEMORY;
+}
+
+static int interpret_effect(struct turn *turn, sbx_effect *effect)
+{
+    uint64_t before = turn->got->arena.total + turn->got->refusals.count * RECORD_OVERHEAD_BYTES;
+    int status = SBX_OK;
+    if (is_map_kind(effect->kind))
+        status = interpret_map(turn, effect);
+    else if (is_body_kind(effect->kind))
+        status = interpret_body(turn, effect);
+    else if (effect->kind == SBX_LOCAL_RESPONSE)
+        status = interpret_local(turn, effect);
+    else if (effect->kind == SBX_PROPERTY_SET)
+        status = interpret_property(turn, effect);
+    uint64_t after = turn->got->arena.total + turn->got->refusals.count * RECORD_OVERHEAD_BYTES;
+    if (!status && !charge(turn->got, 0, after - before))
+        status = SBX_BROKEN; /* many times what was told once */
+    return status;
+}
+
+/* Sorts effects: the event's own stay, those on other streams are handed out at once. */
+static int interpret_effects(struct turn *turn)
+{
+    struct collected *got = turn->got;
+    size_t kept = 0;
+    for (size_t i = 0; i < got->effect_count; i++) {
+        sbx_effect effect = got->effects[i];
+        bool own = effect.stream_id == turn->event->stream_id;
+        turn->stream = sbx_stream_find(turn->channel, effect.stream_id);
+        if (!turn->stream) {
+            turn->channel->dropped++;
+            continue;
+        }
+        int status = interpret_effect(turn, &effect);
+        if (status)
+            return status;
+        if (own)
+            got->effects[kept++] = effect;
+        else if (turn->channel->hooks.late)
+            turn->channel->hooks.late(turn->channel->hooks.user, turn->stream, &effect);
+    }
+    got->effect_count = kept;
+    return SBX_OK;
+}
+
+int interpret(sbx_channel *channel, sbx_event *event)
+{
+    struct collected *got = &event->got;
+    struct turn turn = {.channel = channel, .event = event, .got = got};
+    int status = interpret_effects(&turn);
+    if (status)
+        return status;
+    if (!event->owned && channel->hooks.notice)
+        for (size_t i = 0; i < got->notice_count; i++)
+            channel->hooks.notice(channel->hooks.user, &got->notices[i]);
+    event->verdict.effects = got->effects;
+    event->verdict.effect_count = got->effect_count;
+    event->verdict.notices = got->notices;
+    event->verdict.notice_count = got->notice_count;
+    event->verdict.refusals = got->refusals.list;
+    event->verdict.refusal_count = got->refusals.count;
+    return SBX_OK;
+}
