@@ -21,6 +21,23 @@ sandboxd answers by the failure policy when its own deadline is over; Envoy wait
 _TYPE = "type.googleapis.com/envoy.extensions"
 _EXT_PROC = f"{_TYPE}.filters.http.ext_proc.v3.ExternalProcessor"
 
+RETRY: Json = {
+    "retry_on": "connect-failure,refused-stream",
+    "num_retries": 3,
+    "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {"@type": f"{_TYPE}.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+        }
+    ],
+    "host_selection_retry_max_attempts": 3,
+}
+"""A front that is away for a moment refuses connections; another one is tried."""
+
+CIRCUIT_BREAKERS: Json = {"thresholds": [{"max_retries": 1024}]}
+"""Three retries at a time, Envoy's default, are fewer than a front has streams in hand."""
+
 REQUEST_ATTRIBUTES = (
     "request.path",
     "request.url_path",
@@ -77,6 +94,7 @@ def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], 
                 {"key": "x-sandboxd-tenant", "value": tenant},
                 {"key": "x-sandboxd-plugin", "value": plugin.name},
             ],
+            "retry_policy": RETRY,
         },
         "processing_mode": processing_mode(wanted),
         "message_timeout": _duration(plugin.limits.time_per_event_ns + SLACK_NS),
@@ -150,6 +168,7 @@ def cluster(addresses: Iterable[str | tuple[str, int]]) -> Json:
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
+        "circuit_breakers": CIRCUIT_BREAKERS,
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{_TYPE}.upstreams.http.v3.HttpProtocolOptions",

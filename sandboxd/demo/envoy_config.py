@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandboxd.commands.envoy_filters import CIRCUIT_BREAKERS, RETRY
+
 Json = dict[str, Any]
 
 _TYPE = "type.googleapis.com"
@@ -40,21 +42,6 @@ ATTRIBUTES = (
 
 RESPONSE_ATTRIBUTES = ("response.code", "response.code_details", "response.flags", "upstream.address")
 """The same for the response."""
-
-
-RETRY = {
-    "retry_on": "connect-failure,refused-stream",
-    "num_retries": 3,
-    "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.1s"},
-    "retry_host_predicate": [
-        {
-            "name": "envoy.retry_host_predicates.previous_hosts",
-            "typed_config": {"@type": f"{_TYPE}/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
-        }
-    ],
-    "host_selection_retry_max_attempts": 3,
-}
-"""A front that is away for a moment refuses connections; another one is tried."""
 
 
 def metadata(tenant: str, plugin: str) -> list[Json]:
@@ -164,8 +151,7 @@ def grpc_cluster(name: str, sockets: Iterable[Path], *, buffer_bytes: int = 1 <<
     """Return a cluster of gRPC servers, one endpoint for each Unix socket."""
     addresses = [{"pipe": {"path": str(path)}} for path in sockets]
     cluster = _cluster(name, addresses, {"http2_protocol_options": {}}, buffer_bytes)
-    # Three retries at a time, Envoy's default, are fewer than a front has streams in hand.
-    return {**cluster, "circuit_breakers": {"thresholds": [{"max_retries": 1024}]}}
+    return {**cluster, "circuit_breakers": CIRCUIT_BREAKERS}
 
 
 def bootstrap(listeners: Sequence[Json], clusters: Sequence[Json]) -> Json:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sandboxd.cli import main
-from sandboxd.commands.envoy_filters import http_filter, processing_mode
+from sandboxd.commands.envoy_filters import cluster, http_filter, processing_mode
 from sandboxd.demo.envoy import find_envoy
 from sandboxd.policy import capabilities as caps
 from sandboxd.policy.model import ModuleRef, PluginPolicy
@@ -137,3 +137,10 @@ def test_a_bad_policy_is_an_error(policies: Path, capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "c.yaml" in captured.err
+
+
+def test_a_front_that_is_away_costs_no_request() -> None:
+    """Another front is tried, and not only for three streams at a time."""
+    assert filter_of()["grpc_service"]["retry_policy"]["retry_on"] == "connect-failure,refused-stream"
+    (threshold,) = cluster(["/run/a.sock", "/run/b.sock"])["circuit_breakers"]["thresholds"]
+    assert threshold["max_retries"] >= 1000
