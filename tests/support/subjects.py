@@ -41,7 +41,7 @@ SUBJECTS = (
     Subject(guests.HTTP_BODY_REQUEST, BODIES),
     Subject(guests.HTTP_BODY_RESPONSE, BODIES),
     Subject(guests.C_ADD_HEADER, ("NONE", DUPLEX)),
-    Subject(guests.C_JSON_BODY, ("BUFFERED", DUPLEX)),
+    Subject(guests.C_JSON_BODY, ("BUFFERED", "BUFFERED_PARTIAL", DUPLEX)),
     Subject(guests.C_ABI_0_1_0, ("NONE", DUPLEX), ABI_0_1_0_CASES),
     Subject(guests.GO_FILTER, ("STREAMED", DUPLEX)),
     Subject(guests.AS_FILTER, ("NONE", DUPLEX)),
