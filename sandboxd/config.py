@@ -88,8 +88,17 @@ class FrontConfig:
     """Sockets bound to one tenant: whoever connects there is that tenant, whatever the metadata says."""
     socket_mode: int = 0o660
     """Permissions of the Unix sockets."""
+    user: str = ""
+    """
+    Started as root, whom fronts run as once they listen: a name or a uid; empty: ``sandboxd`` if there is such a
+    user, else a uid that belongs to nobody.
+    """
     mode_override: bool = False
     """Tell the proxy not to send bodies that a plugin has no callback for."""
+
+
+def _default_spin_us() -> int:
+    return limits.DEFAULT_SPIN_US if len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +107,10 @@ class WorkerConfig:
 
     uid_base: int = 200_000
     """Started as root, the nth tenant's worker runs as this uid (and gid) plus n."""
-    spin_us: int = 50
-    """Busy waiting for the next event before sleep, if there is more than one core."""
+    spin_us: int = field(default_factory=_default_spin_us)
+    """Busy waiting for the next event before sleep."""
+    spares: int = 2
+    """Processes that wait to become a worker, so that a restart takes milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +129,8 @@ class ChannelConfig:
 
     ring_bytes: int = limits.DEFAULT_RING_BYTES
     """Each of the two rings; a power of two."""
-    spin_us: int = 50
-    """Busy waiting for a verdict before sleep, if there is more than one core."""
+    spin_us: int = field(default_factory=_default_spin_us)
+    """Busy waiting for a verdict before sleep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +295,9 @@ def parse_config(text: str, path: str, machine: Machine | None = None) -> Daemon
 def _front(value: Value | None, processes: int, runtime: Path, base: Path) -> FrontConfig:
     if value is None:
         return FrontConfig(processes, (UnixListen(_in_runtime(DEFAULT_SOCKET, runtime)),))
-    section = value.section(("processes", "listen", "tenant_sockets", "socket_mode", "mode_override"))
+    section = value.section(("processes", "listen", "tenant_sockets", "socket_mode", "user", "mode_override"))
     count, listen, mode = section.get("processes"), section.get("listen"), section.get("socket_mode")
-    tenants, override = section.get("tenant_sockets"), section.get("mode_override")
+    tenants, override, user = section.get("tenant_sockets"), section.get("mode_override"), section.get("user")
     processes = count.integer(1, limits.MAX_FRONT_PROCESSES) if count else processes
     sockets = _Sockets(runtime, base, processes)
     if listen:
@@ -300,12 +311,20 @@ def _front(value: Value | None, processes: int, runtime: Path, base: Path) -> Fr
         listen=listeners,
         tenant_sockets=_tenant_sockets(tenants, sockets) if tenants else {},
         socket_mode=_socket_mode(mode) if mode else 0o660,
+        user=_user(user) if user else "",
         mode_override=override.boolean() if override else False,
     )
 
 
 def _tenant_sockets(value: Value, sockets: _Sockets) -> dict[str, UnixListen]:
     return {checked_name(name, place): sockets.unix(place) for name, place in value.mapping().items()}
+
+
+def _user(value: Value) -> str:
+    text = value.raw()
+    if not text:
+        raise value.fail("must not be empty")
+    return text
 
 
 def _socket_mode(value: Value) -> int:
@@ -371,12 +390,13 @@ def _worker(value: Value | None) -> WorkerConfig:
     default = WorkerConfig()
     if value is None:
         return default
-    section = value.section(("uid_base", "spin_us"))
-    uid, spin = section.get("uid_base"), section.get("spin_us")
+    section = value.section(("uid_base", "spin_us", "spares"))
+    uid, spin, spares = section.get("uid_base"), section.get("spin_us"), section.get("spares")
     return WorkerConfig(
         # Below 1000 live the system's own users; 2^31 leaves room for every tenant.
         uid_base=uid.integer(1000, 2**31) if uid else default.uid_base,
         spin_us=spin.integer(0, limits.MAX_SPIN_US) if spin else default.spin_us,
+        spares=spares.integer(0, limits.MAX_SPARE_WORKERS) if spares else default.spares,
     )
 
 

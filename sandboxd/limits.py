@@ -69,6 +69,11 @@ MAX_WRITTEN_PROPERTIES: Final = 64
 MAX_FOREIGN_ARGUMENTS_BYTES: Final = 1 * MIB
 """Arguments of ``proxy_call_foreign_function``."""
 
+# --- what a tenant's VMs share --------------------------------------------------------------------
+
+DEFAULT_SHARED_BYTES: Final = 1 * MIB
+"""Shared data and queues of one tenant: some 1500 keys, and their values."""
+
 # --- logging --------------------------------------------------------------------------------------
 
 MAX_LOG_MESSAGE_BYTES: Final = 8 * KIB
@@ -81,6 +86,15 @@ MAX_LOG_BYTES_PER_EVENT: Final = 1 * MIB
 DEFAULT_LOG_LINES_PER_EVENT: Final = 256
 MAX_LOG_LINES_PER_EVENT: Final = 10_000
 """Log lines of one event; the rest is counted and dropped."""
+
+DEFAULT_LOG_LINES_PER_SECOND: Final = 500
+MAX_LOG_LINES_PER_SECOND: Final = 100_000
+"""Log lines of one plugin in one front; the rest is counted and dropped. A line costs the front 40 us, in which it
+serves nobody, and the supervisor as much."""
+
+DEFAULT_LOG_BYTES_PER_SECOND: Final = 1 * MIB
+MAX_LOG_BYTES_PER_SECOND: Final = 64 * MIB
+"""Their text together."""
 
 # --- metrics --------------------------------------------------------------------------------------
 
@@ -118,6 +132,8 @@ MAX_RING_BYTES: Final = 4 * MIB
 
 MAX_SPIN_US: Final = 10_000
 """Busy waiting before sleep. Longer than 10 ms only burns a core."""
+DEFAULT_SPIN_US: Final = 50
+"""An event of a small filter takes 5 to 20 us, a sleep and its wake-up about as much on either side."""
 MIN_CPUS_TO_SPIN: Final = 4
 """On fewer, spinning takes the core that the VM, the front or the proxy would answer on (measured)."""
 
@@ -201,3 +217,6 @@ MAX_ATTACHED: Final = 256
 
 MAX_FRONT_PROCESSES: Final = 256
 """Front processes: a typing mistake guard."""
+
+MAX_SPARE_WORKERS: Final = 64
+"""Processes that wait to become a worker: a typing mistake guard."""

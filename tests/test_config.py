@@ -91,13 +91,14 @@ def test_every_key() -> None:
               processes: 3
               socket_mode: 0600
               mode_override: true
+              user: 4242
               listen:
                 - "{runtime_directory}/f-{index}.sock"
                 - unix: other-{index}.sock
                 - tcp: 127.0.0.1:9000
                 - {tcp: "[::]:9001", tls: {certificate: c.pem, key: k.pem, client_ca: /ca.pem}}
               tenant_sockets: {acme: "{runtime_directory}/acme-{index}.sock"}
-            worker: {uid_base: 300000, spin_us: 0}
+            worker: {uid_base: 300000, spin_us: 0, spares: 5}
             channel: {ring_bytes: 2MiB, spin_us: 20}
             log: {level: debug, format: json}
             """
@@ -109,6 +110,7 @@ def test_every_key() -> None:
     assert config.front.processes == 3
     assert config.front.socket_mode == 0o600
     assert config.front.mode_override
+    assert config.front.user == "4242"
     assert config.front.listen == (
         UnixListen("/etc/sandboxd/run/f-{index}.sock"),
         UnixListen("/etc/sandboxd/other-{index}.sock"),
@@ -121,7 +123,7 @@ def test_every_key() -> None:
     )
     acme = config.front.tenant_sockets["acme"]
     assert acme.path(2) == Path("/etc/sandboxd/run/acme-2.sock")
-    assert config.worker == WorkerConfig(300_000, 0)
+    assert config.worker == WorkerConfig(300_000, 0, 5)
     assert config.channel == ChannelConfig(2 * limits.MIB, 20)
     assert config.log == LogConfig(LogLevel.DEBUG, LogFormat.JSON)
 
@@ -168,6 +170,8 @@ def test_tenant_sockets_alone_are_enough() -> None:
         ({"front": {"tenant_sockets": {"ACME": "/{index}"}}}, "front.tenant_sockets.ACME", "is not a name"),
         ({"front": {"socket_mode": "rw"}}, "front.socket_mode", "is not a file mode"),
         ({"worker": {"uid_base": 0}}, "worker.uid_base", "allowed: 1000 to"),
+        ({"worker": {"spares": 65}}, "worker.spares", "allowed: 0 to 64"),
+        ({"front": {"user": ""}}, "front.user", "must not be empty"),
         ({"worker": {"spin_us": "50us"}}, "worker.spin_us", "must be an integer"),
         ({"worker": {"spin_us": 10_001}}, "worker.spin_us", "allowed: 0 to 10000"),
         ({"channel": {"ring_bytes": 1048576}}, "channel.ring_bytes", "is not a size"),

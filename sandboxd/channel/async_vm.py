@@ -3,9 +3,9 @@ A client that waits in an asyncio loop, and looks for a while before it does.
 
 Two ways to the same verdict. With cores to spare, `poll` shows the VM the event at once and watches the ring for a
 short, adaptive time: a round trip to a VM that is awake takes a few microseconds, a turn of the loop takes tens. With
-few cores, events gather until the loop has run all that is ready; then one wake-up shows the VM all of them, and one
-brings all their verdicts back: system calls and switches between threads cost more than everything else here.
-One sweep serves all deadlines.
+few cores, events gather as long as each turn of the loop brings more, for a few turns; then one wake-up shows the VM
+all of them, and one brings all their verdicts back: system calls and switches between threads cost more than everything
+else here. An idle loop makes one turn in vain, which takes some microseconds. One sweep serves all deadlines.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from sandboxd.channel.errors import ChannelBroken, ChannelFull
 _LOOKS = 8
 """Looks at the ring between two looks at the clock."""
 _SWEEPS_PER_TIMEOUT = 8
+OVERDUE_TEXT = "no verdict on an event"
+"""How the reason begins that `Hooks.broken` gets when the VM is far past its time."""
+_GATHERING_TURNS = 4
+"""Turns of a busy loop whose events share one wake-up."""
 _LAZY_S = 0.01
 """How long the end of a stream may wait for a VM that sleeps."""
 _MAX_RESTARTS = 64
@@ -96,7 +100,8 @@ class AsyncVm:
         self._restarts: list[int] = []
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._lazy_timer: asyncio.TimerHandle | None = None
-        self._turn_scheduled = False
+        self._gathered = 0
+        """Events since the VM was last shown some; 0 if `poll` shows each."""
         self._dead = False
         loop.add_reader(client.fds.client_event_fd, self._on_event)
         self._arm()
@@ -129,17 +134,26 @@ class AsyncVm:
         except ChannelBroken as error:
             self._break(str(error))
             raise
-        if not (self._turn_scheduled or self._max_spin_ns):
-            self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+        if not self._max_spin_ns:
+            if not self._gathered:
+                self._loop.call_soon(self._gather, _GATHERING_TURNS, 1)
+            self._gathered += 1
         self._sent_ns[seq] = time.monotonic_ns()
         self._waiting[seq] = None
         return seq
 
-    def _turn(self) -> None:
-        self._turn_scheduled = False
-        if not self._dead:
-            self.flush()
+    def _gather(self, turns: int, before: int) -> None:
+        """A turn of the loop is over: take the events of the next one too, or show the VM what there is."""
+        if turns and self._gathered >= before:
+            self._loop.call_soon(self._gather, turns - 1, self._gathered + 1)
+            return
+        self._gathered = 0
+        if self._dead:
+            return
+        # Not `flush`: between turns this side has asked to be woken already, but for room in the ring.
+        self.client.flush()
+        if self.client.has_backlog:
+            self._arm()
 
     def flush(self) -> None:
         """Show the VM what was submitted, and ask to be woken for what comes of it."""
@@ -208,14 +222,16 @@ class AsyncVm:
 
     async def wait(self, event_seq: int) -> Verdict | Lost:
         """Wait for a verdict in the loop."""
-        early = self._early.pop(event_seq, None)
-        if early is not None:
-            return early
+        if self._early:
+            early = self._early.pop(event_seq, None)
+            if early is not None:
+                return early
         if self._dead:
             return Lost.BROKEN
         future: asyncio.Future[Verdict | Lost] = self._loop.create_future()
         self._waiting[event_seq] = future
-        self._start_sweep()
+        if self._sweep_timer is None:
+            self._start_sweep()
         if self._max_spin_ns:
             self.flush()  # `poll` has cancelled the sleep, or was not called
         try:
@@ -228,6 +244,8 @@ class AsyncVm:
 
     def _on_event(self) -> None:
         self.client.clear_event()
+        if not self._dead and self.client.has_completions():
+            self._drain()
         self._arm()
 
     def _arm(self) -> None:
@@ -320,7 +338,7 @@ class AsyncVm:
             if age_ns < self._timeout_ns:
                 break
             if age_ns > self._timeout_ns + self._overdue_ns:
-                self._break(f"no verdict on an event after {age_ns // 1_000_000} ms")
+                self._break(f"{OVERDUE_TEXT} after {age_ns // 1_000_000} ms (limits.time_per_event)")
                 return
             future = self._waiting.get(seq)
             if future is not None:

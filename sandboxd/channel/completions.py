@@ -45,7 +45,10 @@ class VmRestarted(NamedTuple):
 
 
 Completion = Verdict | Effect | VmRestarted
-"""A bare `Effect` is a notice that arose outside any event (start of the VM)."""
+"""
+A bare `Effect` arose outside any event: a notice (start of the VM), or an effect on the stream that it names (a tick,
+an answer to a callout).
+"""
 
 
 class LocalResponse(NamedTuple):
@@ -117,6 +120,8 @@ class EventLimits:
     """Records, every fragment counted."""
     max_bytes: int = 4 * limits.DEFAULT_BODY_BUFFER_BYTES + 8 * limits.MIB
     """Payloads of all effects together, plus 64 bytes for each."""
+    max_loose: int = 65_536
+    """Records outside events, per tenth of a second: a ring full of the smallest ones, twice."""
 
     @classmethod
     def of(cls, body_buffer_bytes: int, log_lines: int, log_bytes: int) -> EventLimits:

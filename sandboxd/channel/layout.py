@@ -35,6 +35,7 @@ OFFSET_CLIENT_WANTS_SPACE: Final = 388
 OFFSET_VM_STATE: Final = 448
 OFFSET_VM_GENERATION: Final = 452
 OFFSET_CALL_STAMP: Final = 456
+OFFSET_INBOX: Final = 460
 
 VM_STARTING: Final = 0
 VM_READY: Final = 1
@@ -83,6 +84,11 @@ RESPONSE_TRAILERS: Final = 7
 ATTRIBUTES: Final = 8
 STREAM_CLOSE: Final = 9
 SHUTDOWN: Final = 10
+NEW_CONNECTION: Final = 16
+DOWNSTREAM_DATA: Final = 17
+UPSTREAM_DATA: Final = 18
+DOWNSTREAM_CLOSE: Final = 19
+UPSTREAM_CLOSE: Final = 20
 
 SUBMISSION_NAMES: Final = {
     STREAM_OPEN: "STREAM_OPEN",
@@ -96,10 +102,17 @@ SUBMISSION_NAMES: Final = {
     STREAM_CLOSE: "STREAM_CLOSE",
     SHUTDOWN: "SHUTDOWN",
 }
+TCP_SUBMISSION_NAMES: Final = {
+    NEW_CONNECTION: "NEW_CONNECTION",
+    DOWNSTREAM_DATA: "DOWNSTREAM_DATA",
+    UPSTREAM_DATA: "UPSTREAM_DATA",
+    DOWNSTREAM_CLOSE: "DOWNSTREAM_CLOSE",
+    UPSTREAM_CLOSE: "UPSTREAM_CLOSE",
+}
 WITHOUT_VERDICT: Final = frozenset({STREAM_OPEN, ATTRIBUTES})
 """Submissions that the VM does not answer."""
 
-# Completions; 2 to 7 have the names and numbers of the submissions.
+# Completions; 2 to 7, 17 and 18 have the names and numbers of the submissions.
 VERDICT: Final = 1
 LOCAL_RESPONSE: Final = 8
 PROPERTY_SET: Final = 9
@@ -129,6 +142,8 @@ COMPLETION_NAMES: Final = {
     LOGS_DROPPED: "LOGS_DROPPED",
     NOTE: "NOTE",
 }
+TCP_COMPLETION_NAMES: Final = {DOWNSTREAM_DATA: "DOWNSTREAM_DATA", UPSTREAM_DATA: "UPSTREAM_DATA"}
+"""Only for clients that open connections; to the others these kinds are unknown."""
 
 BODY_KINDS: Final = frozenset({REQUEST_BODY, RESPONSE_BODY})
 MAP_KINDS: Final = frozenset({REQUEST_HEADERS, REQUEST_TRAILERS, RESPONSE_HEADERS, RESPONSE_TRAILERS})

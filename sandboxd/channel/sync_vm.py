@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 
 from sandboxd.channel import layout
 from sandboxd.channel.client import VmClient
@@ -28,7 +29,7 @@ class SyncVm:
     def __init__(self, client: VmClient, spin_ns: int = 20_000) -> None:
         self.client = client
         self.loose: list[Effect] = []
-        """Notices outside any event since the caller last cleared the list (start of the VM)."""
+        """What arose outside any event since the caller last cleared the list."""
         self._spin_ns = spin_ns if (os.cpu_count() or 1) > 1 else 0
         self._poller = select.poll()
         self._poller.register(client.fds.client_event_fd, select.POLLIN)
@@ -95,6 +96,23 @@ class SyncVm:
             except TimeoutError:
                 self.client.abandon(event_seq)
                 raise
+
+    def wait_loose(self, wanted: Callable[[Effect], bool], timeout_s: float) -> Effect:
+        """
+        Wait until something that is wanted arises outside events; it stays in `loose`. Verdicts meanwhile are dropped.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            ChannelBroken: the VM broke the channel's rules.
+        """
+        self.client.flush()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._take()
+            for effect in self.loose:
+                if wanted(effect):
+                    return effect
+            self._sleep(deadline)
 
     def _take(self) -> list[Verdict]:
         verdicts = []

@@ -101,6 +101,19 @@ def policies_of(paths: Sequence[Path]) -> tuple[list[TenantPolicy], list[PolicyE
     return unique, errors
 
 
+def split_plugin(text: str) -> tuple[str, str]:
+    """
+    Return tenant and plugin of ``TENANT`` or ``TENANT/PLUGIN``; an empty plugin means all of them.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    tenant, slash, plugin = text.partition("/")
+    if not tenant or (slash and not plugin) or "/" in plugin:
+        raise ConfigError(f"{text!r} is not TENANT or TENANT/PLUGIN", key="TENANT[/PLUGIN]")
+    return tenant, plugin
+
+
 class Colours:
     """Escape sequences, or nothing when the output is no terminal or ``NO_COLOR`` is set."""
 

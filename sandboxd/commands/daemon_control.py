@@ -1,4 +1,4 @@
-"""``sandboxd reload`` and ``sandboxd restart TENANT``: commands to a running daemon."""
+"""``sandboxd reload`` and ``sandboxd restart TENANT[/PLUGIN]``: commands to a running daemon."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of
+from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of, split_plugin
 from sandboxd.protos import admin_pb2 as admin
 
 RELOAD_TIMEOUT_S = 300.0
@@ -24,10 +24,11 @@ def add_parser(commands: Subparsers) -> None:
     )
     restart = commands.add_parser(
         "restart",
-        help="replace the worker of a tenant",
-        description="Replace a tenant's worker by a fresh one; streams that are open end in the old one.",
+        help="replace the worker of a tenant, lift quarantines",
+        description="Replace a tenant's worker by a fresh one; streams that are open end in the old one. Lifts the "
+        "quarantine of the plugin, or without one of all plugins of the tenant.",
     )
-    restart.add_argument("tenant", metavar="TENANT", help="its name")
+    restart.add_argument("plugin", metavar="TENANT[/PLUGIN]", help="a tenant, or one plugin of it")
     for parser, command in ((reload, admin.ADMIN_COMMAND_RELOAD), (restart, admin.ADMIN_COMMAND_RESTART)):
         add_config_arguments(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     """Send the command and print what came of each tenant."""
     from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
 
-    request = admin.AdminRequest(command=args.admin_command, tenant=getattr(args, "tenant", ""))
+    tenant, plugin = split_plugin(args.plugin) if "plugin" in args else ("", "")
+    request = admin.AdminRequest(command=args.admin_command, tenant=tenant, plugin=plugin)
     body = call(admin_socket(config_of(args)), request, RELOAD_TIMEOUT_S)
     if args.json:
         print(json.dumps(body, indent=2))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sandboxd.commands import crashes
 from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of
 from sandboxd.log import one_line
 from sandboxd.protos import admin_pb2 as admin
@@ -111,7 +112,7 @@ def _tenant_row(tenant: Json) -> tuple[str, ...]:
         _waited(worker["cgroup"]) if worker and worker["cgroup"] else "-",
         str(tenant["restarts"]),
         str(sum(vm["streams"] for vm in vms)),
-        str(sum(vm["crashes"] for vm in vms)),
+        str(sum(sum(plugin["crash_counts"].values()) for plugin in tenant["plugins"])),
     )
 
 
@@ -132,9 +133,14 @@ def _plugin_row(tenant: Json, plugin: Json) -> tuple[str, ...]:
         f"{running}/{len(vms)}",
         _size(sum(vm["guest_memory_bytes"] for vm in vms)),
         str(sum(vm["streams"] for vm in vms)),
-        str(sum(vm["crashes"] for vm in vms)),
+        _crashes(plugin),
         f"{sum(vm['cpu_ms'] for vm in vms):.0f}ms",
     )
+
+
+def _crashes(plugin: Json) -> str:
+    total = sum(plugin["crash_counts"].values())
+    return f"{total} QUARANTINE" if plugin["quarantine"] else str(total)
 
 
 def _problems(body: Json) -> Iterator[str]:
@@ -145,9 +151,11 @@ def _problems(body: Json) -> Iterator[str]:
             yield f"tenant {tenant['tenant']}: {one_line(tenant['last_error'], 1000)}"
         for plugin in tenant["plugins"]:
             for failure in plugin["last_failures"][-2:]:
-                where = f" in {failure['callback']}" if failure["callback"] else ""
-                text = f"{failure['time']} {failure['cause']}{where}: {failure['message']}"
+                text = f"{crashes.moment(failure['time_s'])} {crashes.crash_text(failure)}"
                 yield f"{tenant['tenant']}/{plugin['plugin']}: {one_line(text, 300)}"
+            if len(plugin["crash_counts"]) > 1:
+                causes = crashes.counts_text(plugin["crash_counts"])
+                yield f"{tenant['tenant']}/{plugin['plugin']}: {causes} (`sandboxd crashes` shows them)"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -31,7 +31,7 @@ from sandboxd.errors import InternalError, ModuleRejected, WorkerError
 from sandboxd.hostcore import build as hostcore_build
 from sandboxd.jail import full_plan
 from sandboxd.jail.command import python_module
-from sandboxd.jail.jailer import Jailer, this_machine
+from sandboxd.jail.jailer import CompilerLeaf, Jailer, this_machine
 from sandboxd.limits import DEFAULT_VM_MEMORY_BYTES, GIB
 from sandboxd.vm.artefacts import MAX_BUNDLE_BYTES, Bundle, read_manifest
 from sandboxd.vm.identity import cache_key, engine_identity, settings_sha256
@@ -42,6 +42,7 @@ DEFAULT_TIMEOUT_S: Final = 120.0
 MAX_TEXT_BYTES: Final = 8192
 MEMORY_BYTES: Final = 4 * GIB
 """Address space of a compiler. Code generation for the largest accepted module stays below this."""
+_TOO_MUCH_MEMORY: Final = "compiling the module took too much memory"
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 _log = logging.getLogger(__name__)
@@ -244,7 +245,11 @@ def _run(job: bytes, timeout_s: float, jailer: Jailer) -> bytes:
             start_new_session=True,
             cwd="/",
         )
+        leaf: CompilerLeaf | None = None
         try:
+            leaf = jailer.compiler_cgroup()
+            if leaf is not None:
+                leaf.enter(process.pid)
             plan = jailer.compiler(
                 job_fd,
                 result_fd,
@@ -260,6 +265,11 @@ def _run(job: bytes, timeout_s: float, jailer: Jailer) -> bytes:
             raise CompilerOverwhelmed(text, timeout_s) from None
         finally:
             _end(process)
+            starved = leaf is not None and leaf.memory_death()
+            if leaf is not None:
+                leaf.remove()
+        if starved and code != ExitCode.DONE:
+            raise CompilerOverwhelmed(_TOO_MUCH_MEMORY)
         return _result(code, result_fd, error_fd, timeout_s)
 
 
@@ -271,7 +281,7 @@ def _result(code: int, result_fd: int, error_fd: int, timeout_s: float) -> bytes
     if code == ExitCode.INTERNAL:
         raise InternalError(f"compiler: {_text(result_fd)}")
     if code == ExitCode.EXHAUSTED:
-        raise CompilerOverwhelmed("compiling the module took too much memory, or gave too large a result")
+        raise CompilerOverwhelmed(f"{_TOO_MUCH_MEMORY}, or gave too large a result")
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         text = f"compiling the module took more than {timeout_s:g} s of CPU"
         raise CompilerOverwhelmed(text, timeout_s)

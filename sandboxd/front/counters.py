@@ -23,12 +23,11 @@ guest_logger = logging.getLogger("sandboxd.guest")
 _LEVELS = (logging.DEBUG, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
 """Python's level for each of Proxy-Wasm's (trace to critical)."""
 
-GUEST_LINES_PER_SECOND = 1000
-GUEST_LINES_BURST = 5000
-"""Lines of one plugin in one front process. What is over is counted."""
-GUEST_BYTES_PER_SECOND = 1 << 20
-GUEST_BYTES_BURST = 4 << 20
-"""Their text together."""
+GUEST_LINES_PER_SECOND = limits.DEFAULT_LOG_LINES_PER_SECOND
+GUEST_LINES_BURST = limits.DEFAULT_LOG_LINES_PER_EVENT
+"""Lines of one plugin at once, by default what one event may log: 10 ms of the front."""
+GUEST_BYTES_PER_SECOND = limits.DEFAULT_LOG_BYTES_PER_SECOND
+GUEST_BYTES_BURST = limits.DEFAULT_LOG_BYTES_PER_SECOND
 _MAX_NAMES = 512
 """Different counters of one plugin; imports' names are the largest set and the module chooses them."""
 _MAX_DETAIL = 100
@@ -47,9 +46,21 @@ class PluginCounters:
         self.key = key
         self.values: dict[str, int] = {}
         self._clock = clock
-        self._lines_left = float(GUEST_LINES_BURST)
-        self._bytes_left = float(GUEST_BYTES_BURST)
         self._refilled = clock()
+        self._lines_per_second = self._bytes_per_second = 0
+        self._lines_left = self._bytes_left = 0.0
+        self.limit_log(GUEST_LINES_PER_SECOND, GUEST_BYTES_PER_SECOND)
+
+    def limit_log(self, lines_per_second: int, bytes_per_second: int) -> None:
+        """Use the policy's limits from now on; the same again changes nothing."""
+        if (lines_per_second, bytes_per_second) != (self._lines_per_second, self._bytes_per_second):
+            self._lines_per_second, self._bytes_per_second = lines_per_second, bytes_per_second
+            self._lines_left, self._bytes_left = self._line_burst, float(bytes_per_second)
+
+    @property
+    def _line_burst(self) -> float:
+        """Lines at once: what one event may log, or half a second's if that is more; never more than a second's."""
+        return float(max(min(self._lines_per_second, GUEST_LINES_BURST), self._lines_per_second // 2))
 
     def count(self, name: str, by: int = 1) -> int:
         """Add to a counter and return its value."""
@@ -86,7 +97,7 @@ class PluginCounters:
                 name = one_line(imports[notice.arg], _MAX_DETAIL) if known else "unknown"
                 self.report(f"denied.{name}", "the policy does not grant it")
             elif notice.kind == layout.LOGS_DROPPED:
-                self.count("guest_log.dropped", min(notice.arg, limits.MAX_LOG_LINES_PER_EVENT * 100))
+                self._dropped(min(notice.arg, limits.MAX_LOG_LINES_PER_EVENT * 100), "event")
             elif notice.kind == layout.NOTE:
                 self.count(f"note.{layout.NOTE_NAMES.get(notice.arg, 'unknown')}")
 
@@ -96,19 +107,27 @@ class PluginCounters:
         if within_policy and not guest_logger.isEnabledFor(level):
             return
         if not within_policy or not self._has_room(len(line.payload)):
-            self.count("guest_log.dropped")
+            self._dropped(1, "second" if within_policy else "event")
             return
         # `one_line` again on the text as a whole: an attacker must not forge a line of another tenant.
         text = one_line(line.payload.decode("utf-8", "replace"), limits.MAX_LOG_MESSAGE_BYTES)
         cut = " [cut]" if line.flags & layout.FLAG_TRUNCATED else ""
         guest_logger.log(level, "%s stream=%d: %s%s", self.key, line.stream_id, text, cut)
 
+    def _dropped(self, lines: int, span: str) -> None:
+        """Count dropped lines, and say so whenever their number has doubled."""
+        before = self.values.get("guest_log.dropped", 0)
+        after = self.count("guest_log.dropped", lines)
+        if before.bit_length() != after.bit_length():
+            keys = f"limits.log_lines_per_{span} or limits.log_bytes_per_{span}"
+            _log.warning("%s: log lines are dropped, %s was reached: %d so far", self.key, keys, after)
+
     def _has_room(self, size: int) -> bool:
         """Take a line of so many bytes out of the two buckets, if both have it."""
         now = self._clock()
         passed_s, self._refilled = now - self._refilled, now
-        self._lines_left = min(GUEST_LINES_BURST, self._lines_left + passed_s * GUEST_LINES_PER_SECOND)
-        self._bytes_left = min(GUEST_BYTES_BURST, self._bytes_left + passed_s * GUEST_BYTES_PER_SECOND)
+        self._lines_left = min(self._line_burst, self._lines_left + passed_s * self._lines_per_second)
+        self._bytes_left = min(self._bytes_per_second, self._bytes_left + passed_s * self._bytes_per_second)
         if self._lines_left < 1 or self._bytes_left < size:
             return False
         self._lines_left -= 1

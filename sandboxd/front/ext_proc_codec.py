@@ -8,30 +8,26 @@ left out in silence; what cannot be left out without damage ends the exchange by
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from sandboxd import limits
 from sandboxd.channel import layout, pairs
-from sandboxd.channel.completions import Effect, decode_map, parse_local_response
-from sandboxd.channel.pairs import Pair
+from sandboxd.channel.completions import Effect, parse_local_response
 from sandboxd.errors import PeerError
-from sandboxd.front import attributes as attribute_codec
-from sandboxd.front import replies
+from sandboxd.front import proxy, replies
 from sandboxd.front import side as d
 from sandboxd.front.direction import Direction
+from sandboxd.front.metadata import Metadata
 from sandboxd.front.plugin import Plugin
-from sandboxd.front.side import CannotCarryError, HeldMap, Report
+from sandboxd.front.side import CannotCarryError, Report
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
 from sandboxd.policy.write_rules import LocalResponse
 
 ATTRIBUTES_KEY = "envoy.filters.http.ext_proc"
-_GRPC_MODE = 5
 
 _PHASES = {
     layout.REQUEST_HEADERS: Phase.REQUEST_HEADERS,
@@ -77,9 +73,10 @@ class Exchange:
         self.response = Direction(d.RESPONSE, plugin, self.replies, report)
         self._report = report
         self._allow_mode_override = allow_mode_override
-        self._metadata: dict[str, Any] = {}
+        self._metadata: Metadata | None = None
         self._mode_override = b""
         self._first = True
+        self._state = 0
         self._phase = Phase.REQUEST_HEADERS
 
     # --- messages from the proxy ---
@@ -93,7 +90,9 @@ class Exchange:
         """
         if self._first:
             self._begin(message)
-        self.attributes = self._properties(message) if message.attributes else b""
+        self.attributes = b""
+        if message.attributes and self.plugin.needs.properties:
+            self.attributes = proxy.properties(message, self.plugin.redactor, self._report)
         which = message.WhichOneof("request")
         if which == "request_headers":
             return self._headers(self.request, message.request_headers)
@@ -112,21 +111,13 @@ class Exchange:
     def _begin(self, message: pb.ProcessingRequest) -> None:
         self._first = False
         self.observing = message.observability_mode
-        if not message.HasField("protocol_config"):
+        modes = proxy.body_modes(message)
+        if modes is None:
             self._report("ext_proc.no_protocol_config", "")
             return
-        config = message.protocol_config
-        for side, mode in (
-            (self.request, config.request_body_mode),
-            (self.response, config.response_body_mode),
-        ):
-            if mode == _GRPC_MODE or not 0 <= mode <= _GRPC_MODE:
-                raise PeerError(
-                    f"{side.names.word} body mode {mode} is not supported "
-                    "(allowed: NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX_STREAMED)"
-                )
+        for side, mode in ((self.request, modes.request), (self.response, modes.response)):
             side.mode = mode
-            side.early_body = config.send_body_without_waiting_for_header_response
+            side.early_body = modes.early_body
         if self._allow_mode_override:
             self._mode_override = self._unneeded_bodies()
 
@@ -142,33 +133,17 @@ class Exchange:
         )
         return replies.mode_override(*wanted) if wanted != modes else b""
 
-    def _properties(self, message: pb.ProcessingRequest) -> bytes:
-        if not self.plugin.needs.properties:
-            return b""
-        unknown: list[str] = []
-        found: list[Pair] = []
-        for struct in message.attributes.values():
-            found += attribute_codec.properties(struct.fields, self.plugin.redactor, unknown)
-        for name in unknown:
-            self._report("ext_proc.unknown_attribute", name)
-        return pairs.encode(found)
-
     def _headers(self, side: Direction, headers: pb.HttpHeaders) -> list[Ask]:
         if side.headers_seen:
             raise PeerError(f"{side.names.word} headers after {side.names.word} headers, body or trailers")
         self._no_longer_waits(side)
         needed = self.plugin.needs.request_headers if side is self.request else self.plugin.needs.response_headers
-        held = self._held(headers.headers, side.names.headers_section, needed)
+        held = proxy.held(headers.headers, side.names.headers_section, self.plugin.redactor, needed)
         side.take_headers(held, headers.end_of_stream)
         if self.bypassed:
             side.pass_on()
             return []
         return [Ask(side.names.headers, pairs.encode(held.view), headers.end_of_stream)]
-
-    def _held(self, header_map: Any, section: Any, needed: bool) -> HeldMap:
-        # Envoy fills raw_value; value is there for other clients of the protocol.
-        original = [(h.key.encode(), h.raw_value or h.value.encode()) for h in header_map.headers]
-        return HeldMap(original, self.plugin.redactor.view(original, section) if needed else [], section)
 
     def _body(self, side: Direction, body: pb.HttpBody) -> list[Ask]:
         asks = self._after_headers(side)
@@ -204,7 +179,7 @@ class Exchange:
         needed = needs.request_trailers if is_request else needs.response_trailers
         body_needed = needs.request_body if is_request else needs.response_body
         callback = side.names.trailers_callback
-        held = self._held(trailers.trailers, side.names.trailers_section, needed)
+        held = proxy.held(trailers.trailers, side.names.trailers_section, self.plugin.redactor, needed)
         side.take_trailers(held)
         if self.bypassed or not (needed or body_needed or side.paused or callback in needs.callbacks):
             side.pass_on()
@@ -237,23 +212,21 @@ class Exchange:
             ChannelBroken: a payload is malformed; call `fail` with PROTOCOL.
         """
         self._phase = _PHASES[ask.kind]
-        side = self.response if ask.kind in _RESPONSE_KINDS else self.request
-        self.request.set_state(state)
-        self.response.set_state(state)
+        side, other = self.request, self.response
+        if ask.kind in _RESPONSE_KINDS:
+            side, other = other, side
+        if state or self._state:  # nothing is held, nearly always
+            self._state = state
+            side.set_state(state)
+            other.set_state(state)
         self._apply(effects)
-        if self.finished:
-            return
-        if not self.replies_possible(side, ask):
+        # The reply to made-up headers before a body belongs to the body.
+        if self.finished or (side.headers_skipped and ask.kind == side.names.headers):
             return
         self._settle(side)
         # An event of one direction may free the other one (proxy_continue_stream).
-        other = self.request if side is self.response else self.response
         if not self.finished and (other.waiting or other.mode == d.FULL_DUPLEX_STREAMED):
             self._settle(other)
-
-    def replies_possible(self, side: Direction, ask: Ask) -> bool:
-        """False for the made-up headers before a body: the reply belongs to the body."""
-        return not (side.headers_skipped and ask.kind == side.names.headers)
 
     def late(self, effects: Iterable[Effect]) -> None:
         """Take effects on this exchange that arose in an event of another one; raises as `answer`."""
@@ -299,44 +272,28 @@ class Exchange:
             side.settle()
         except CannotCarryError as error:
             self._cannot_carry(str(error))
-        if len(self.replies) > before:
+        if (self._mode_override or self._metadata) and len(self.replies) > before:
             self._decorate(before, side.headers_answered and not headers_before)
 
     def _observe(self) -> None:
         """Nobody reads replies in observability mode: keep nothing."""
         self.replies.clear()
-        self._metadata.clear()
+        self._metadata = None
         self.request.discard()
         self.response.discard()
 
     def _decorate(self, index: int, is_headers: bool) -> None:
         """Append to the first new reply what may go with any, or with one to headers."""
         if self._metadata:
-            self.replies[index] += self._take_metadata()
+            self.replies[index] += self._metadata.take()
         if self._mode_override and is_headers:
             self.replies[index] += self._mode_override
             self._mode_override = b""
 
-    def _take_metadata(self) -> bytes:
-        message = pb.ProcessingResponse()
-        message.dynamic_metadata.update({self.plugin.metadata_namespace: self._metadata})
-        self._metadata = {}
-        return bytes(message.SerializeToString())
-
     def _set_property(self, payload: bytes) -> None:
-        for path, value in decode_map(payload):
-            refusal = self.plugin.rules.property(path, value)
-            if refusal is not None:
-                self._report(f"refused.{refusal.reason}", refusal.name)
-                continue
-            if len(self._metadata) >= limits.MAX_WRITTEN_PROPERTIES:
-                self._report("refused.too_many", "property")
-                continue
-            key = path.removesuffix(b"\0").replace(b"\0", b".").decode()
-            try:
-                self._metadata[key] = value.decode()
-            except UnicodeDecodeError:
-                self._metadata[key] = {"base64": base64.b64encode(value).decode()}
+        if self._metadata is None:
+            self._metadata = Metadata(self.plugin, self._report)
+        self._metadata.add(payload)
 
     def _clear_route_cache(self) -> None:
         if self.request.headers_answered and self.request.started:
@@ -364,7 +321,7 @@ class Exchange:
             return
         self.replies.append(replies.immediate(response))
         if self._metadata:
-            self.replies[-1] += self._take_metadata()
+            self.replies[-1] += self._metadata.take()
         self.finished = True
         self.request.waiting = self.response.waiting = False
 
@@ -377,6 +334,11 @@ class Exchange:
         """The exchange is over."""
         if self._metadata:
             self._report("ext_proc.cannot_carry.property_after_last_reply", "")
+
+    @property
+    def bodiless(self) -> bool:
+        """Whether the proxy sends no bodies, as far as it has said."""
+        return self.request.mode in (d.NONE, d.UNKNOWN) and self.response.mode in (d.NONE, d.UNKNOWN)
 
     # --- failure ---
 

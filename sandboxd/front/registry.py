@@ -81,6 +81,8 @@ class Channel:
         self._draining = False
         self._closed = False
         self._timers: list[asyncio.TimerHandle] = []
+        asked = plugin.policy.limits
+        counters.limit_log(asked.log_lines_per_second, asked.log_bytes_per_second)
         hooks = Hooks(self._unclaimed, self._loose, self._restarted, self._broken)
         self.vm = AsyncVm(
             VmClient(fds, plugin.event_limits),
@@ -140,7 +142,10 @@ class Channel:
         self.take(verdict)
 
     def _loose(self, effect: Effect) -> None:
-        self._note([effect])
+        if effect.kind >= layout.LOG:
+            self._note([effect])
+        else:
+            self._sort_out([effect], 0)
 
     def _note(self, notices: list[Effect]) -> None:
         asked = self.plugin.policy.limits

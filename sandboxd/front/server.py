@@ -28,6 +28,7 @@ from sandboxd.front.counters import Counters
 from sandboxd.front.ext_proc import IDLE_SWEEP_S, ExtProcService
 from sandboxd.front.plugin import Plugin, prepare
 from sandboxd.front.registry import Channel, Owner, Registry
+from sandboxd.jail.front_jail import FrontJail, give_up_rest
 from sandboxd.policy.load import parse_policy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames
@@ -58,21 +59,30 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 1),
+    # Pings that measure a connection's bandwidth: a proxy and its fronts are on one machine, or nearly.
+    ("grpc.http2.bdp_probe", 0),
 ]
 
 
-def serve_front(index: int, control_socket: socket.socket, config: DaemonConfig) -> None:
+def serve_front(index: int, control_socket: socket.socket, config: DaemonConfig, jail: FrontJail | None = None) -> None:
     """
     Run front process ``index`` until its control socket ends or Drain is done.
 
+    Args:
+        index: number of this front.
+        control_socket: see `Front`.
+        config: the daemon's file.
+        jail: what is given up once the sockets are bound; None: nothing.
+
     Raises:
         ConfigError: it cannot listen where the configuration says.
+        JailError: it could not give up its privileges.
     """
     # Everything imported so far lives as long as the process, so the collector need not look at it; and an exchange
     # makes hundreds of objects of which hardly any is part of a cycle.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
-    uvloop.run(Front(index, control_socket, config).run())  # turns of the loop cost a third of gRPC's own work
+    uvloop.run(Front(index, control_socket, config, jail).run())  # turns of the loop cost a third of gRPC's own work
 
 
 class Front:
@@ -81,12 +91,16 @@ class Front:
         index: number of this front, for its socket paths.
         control_socket: SOCK_SEQPACKET to the supervisor; owned.
         config: the daemon's file.
+        jail: see `serve_front`.
     """
 
-    def __init__(self, index: int, control_socket: socket.socket, config: DaemonConfig) -> None:
+    def __init__(
+        self, index: int, control_socket: socket.socket, config: DaemonConfig, jail: FrontJail | None = None
+    ) -> None:
         self._index = index
         self._control = control_socket
         self._config = config
+        self._jail = jail
         self._counters = Counters()
         self._registry = Registry(self._counters)
         self._service = ExtProcService(self._registry, allow_mode_override=config.front.mode_override)
@@ -124,13 +138,17 @@ class Front:
     # --- listening ---
 
     async def _listen(self) -> list[str]:
+        """Bind with the daemon's rights, give them up, and only then take the first connection."""
         front = self._config.front
-        addresses = [await self._serve_at(listen) for listen in front.listen]
-        for tenant, unix in front.tenant_sockets.items():
-            addresses.append(await self._serve_at(unix, tenant))
+        addresses = [self._bind_at(listen) for listen in front.listen]
+        addresses += [self._bind_at(unix, tenant) for tenant, unix in front.tenant_sockets.items()]
+        if self._jail is not None:
+            give_up_rest(self._jail)
+        for server in self._servers:
+            await server.start()
         return addresses
 
-    async def _serve_at(self, listen: UnixListen | TcpListen, tenant: str = "") -> str:
+    def _bind_at(self, listen: UnixListen | TcpListen, tenant: str = "") -> str:
         server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
         server.add_generic_rpc_handlers((self._service.handler(tenant),))
         if isinstance(listen, UnixListen):
@@ -142,7 +160,6 @@ class Front:
             host = f"[{listen.host}]" if ":" in listen.host else listen.host
             address = f"{host}:{listen.port}"
             _bind(server, address, listen.tls)
-        await server.start()
         self._servers.append(server)
         return address
 

@@ -17,9 +17,9 @@ enum buffer {
 static struct body *body_of(u32 id)
 {
     struct stream *stream = acting_stream();
-    if (!stream || id > BUFFER_RESPONSE_BODY)
+    if (!stream || id > BUFFER_UPSTREAM_DATA || stream->tcp != (id >= BUFFER_DOWNSTREAM_DATA))
         return NULL;
-    struct body *body = &stream->direction[id].body;
+    struct body *body = &stream->direction[id % 2].body;
     return body->open ? body : NULL;
 }
 
@@ -41,7 +41,7 @@ static u32 contents(u32 id, struct bytes *data)
         return STATUS_OK;
     }
     if (id > BUFFER_UPSTREAM_DATA)
-        return STATUS_NOT_FOUND;
+        return callout_buffer(id, data) ? STATUS_OK : STATUS_NOT_FOUND;
     const struct body *body = body_of(id);
     if (body)
         *data = body_visible(body);

@@ -16,7 +16,7 @@ from typing import Final
 
 SOURCE_DIR: Final = Path(__file__).resolve().parent
 MODULE_NAME: Final = "hostcore.wasm"
-MEMORY_BYTES: Final = 160 * 1024 * 1024
+MEMORY_BYTES: Final = 192 * 1024 * 1024
 STACK_BYTES: Final = 1024 * 1024
 BUILD_TIMEOUT_S: Final = 300
 

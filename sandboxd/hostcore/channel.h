@@ -17,6 +17,11 @@ enum record_kind {
     SUBMIT_ATTRIBUTES = 8,
     SUBMIT_STREAM_CLOSE = 9,
     SUBMIT_SHUTDOWN = 10,
+    SUBMIT_NEW_CONNECTION = 16,
+    SUBMIT_DOWNSTREAM_DATA = 17,
+    SUBMIT_UPSTREAM_DATA = 18,
+    SUBMIT_DOWNSTREAM_CLOSE = 19,
+    SUBMIT_UPSTREAM_CLOSE = 20,
     COMPLETE_VERDICT = 1,
     COMPLETE_HEADERS = 2, /* request; + RESPONSE_KINDS for the response */
     COMPLETE_BODY = 3,
@@ -30,6 +35,7 @@ enum record_kind {
     COMPLETE_VM_STARTED = 14,
     COMPLETE_LOGS_DROPPED = 15,
     COMPLETE_NOTE = 16,
+    COMPLETE_DOWNSTREAM_DATA = 17, /* + 1 for upstream */
 };
 #define RESPONSE_KINDS 3 /* kind of a response record minus kind of the same request record */
 
@@ -68,6 +74,8 @@ enum poll_result {
     POLL_NO_SPACE = 4,
     POLL_STOPPED = 8,
     POLL_PROTOCOL = 16,
+    POLL_INBOX = 32,
+    POLL_OUTBOX = 64,
 };
 
 /* ring.c: the channel */
@@ -92,5 +100,7 @@ bool ring_client_sleeps(void); /* true: the client has to be woken (asked once p
 bool ring_prepare_sleep(bool wants_space); /* true: nothing came meanwhile; sleep */
 void ring_awake(void);
 void ring_stamp(void);
+bool ring_inbox(void);    /* the worker has something for the VM */
+u32 ring_records(void);   /* completions ever written, modulo 2^32 */
 
 #endif

@@ -17,6 +17,8 @@ enum tag {
     TAG_ABI,
     TAG_GENERATION,
     TAG_RING_BYTES,
+    TAG_SHARED,
+    TAG_UPSTREAMS,
     TAG_COUNT,
 };
 #define REQUIRED                                                                                                       \
@@ -27,6 +29,8 @@ enum tag {
 #define MIN_HEAP_BYTES (1u * MIB)
 #define MIN_RING_BYTES (64u * KIB)
 #define MAX_RING_BYTES (4u * MIB)
+#define MIN_SHARED_BYTES (64u * KIB)
+#define MAX_SHARED_BYTES (32u * MIB)
 #define LOG_LEVEL_SHIFT 8
 #define LOG_LEVEL_MASK 7u
 
@@ -81,6 +85,18 @@ static bool ring_size_ok(u32 bytes)
     return bytes >= MIN_RING_BYTES && bytes <= MAX_RING_BYTES && (bytes & (bytes - 1)) == 0;
 }
 
+/* The shared region's size, and this VM's number in it. */
+static bool read_shared(struct bytes data, struct config *config)
+{
+    if (data.len != 8)
+        return false;
+    config->shared_bytes = load_u32(data.at);
+    config->vm_number = load_u32(data.at + 4);
+    bool sized = config->shared_bytes >= MIN_SHARED_BYTES && config->shared_bytes <= MAX_SHARED_BYTES &&
+                 config->shared_bytes % 4096 == 0;
+    return sized && config->vm_number != 0 && config->vm_number != UINT32_MAX;
+}
+
 static bool read_entry(u32 tag, struct bytes data, struct config *config)
 {
     switch (tag) {
@@ -114,6 +130,10 @@ static bool read_entry(u32 tag, struct bytes data, struct config *config)
         return read_u32(data, &config->generation);
     case TAG_RING_BYTES:
         return read_u32(data, &config->ring_bytes) && ring_size_ok(config->ring_bytes);
+    case TAG_SHARED:
+        return read_shared(data, config);
+    case TAG_UPSTREAMS:
+        return read_pairs(data, &config->upstreams);
     default:
         return false;
     }

@@ -38,6 +38,14 @@ void defer(struct stream *stream, enum deferred_action kind, u32 argument)
     queue.actions[queue.tail++] = (struct action){stream, kind, argument};
 }
 
+static void resume(struct stream *stream, enum direction_id which)
+{
+    if (stream->tcp)
+        tcp_resume(stream, which);
+    else
+        direction_resume(stream, which);
+}
+
 /* Callbacks that an action brings about may add actions; streams are only freed when the queue is empty. */
 void run_deferred(void)
 {
@@ -46,10 +54,10 @@ void run_deferred(void)
         action.stream->deferred &= (u8)~action.kind;
         switch (action.kind) {
         case DEFER_CONTINUE_REQUEST:
-            direction_resume(action.stream, REQUEST);
+            resume(action.stream, REQUEST);
             break;
         case DEFER_CONTINUE_RESPONSE:
-            direction_resume(action.stream, RESPONSE);
+            resume(action.stream, RESPONSE);
             break;
         case DEFER_CLOSE:
             stream_reset(action.stream, action.argument);
@@ -62,10 +70,11 @@ void run_deferred(void)
     queue.head = queue.tail = 0;
 }
 
-static u32 defer_continue(enum deferred_action kind)
+/* Without a stream of that sort there is nothing to do. */
+static u32 defer_continue(enum deferred_action kind, bool tcp)
 {
     struct stream *stream = acting_stream();
-    if (stream)
+    if (stream && stream->tcp == tcp)
         defer(stream, kind, 0);
     return STATUS_OK;
 }
@@ -75,13 +84,15 @@ u32 EXPORT(proxy_continue_stream)(u32 type)
     host_call(IN_CALLBACKS);
     switch (type) {
     case STREAM_HTTP_REQUEST:
-        return defer_continue(DEFER_CONTINUE_REQUEST);
+        return defer_continue(DEFER_CONTINUE_REQUEST, false);
     case STREAM_HTTP_RESPONSE:
-        return defer_continue(DEFER_CONTINUE_RESPONSE);
+        return defer_continue(DEFER_CONTINUE_RESPONSE, false);
     case STREAM_DOWNSTREAM:
-        return STATUS_OK;
+        return defer_continue(DEFER_CONTINUE_REQUEST, true);
     case STREAM_UPSTREAM:
-        return STATUS_UNIMPLEMENTED;
+        if (!acting_stream() || !acting_stream()->tcp)
+            return STATUS_UNIMPLEMENTED;
+        return defer_continue(DEFER_CONTINUE_RESPONSE, true);
     default:
         return STATUS_BAD_ARGUMENT;
     }
@@ -102,11 +113,11 @@ u32 EXPORT(proxy_close_stream)(u32 type)
 u32 EXPORT(proxy_continue_request)(void)
 {
     host_call(IN_CALLBACKS);
-    return defer_continue(DEFER_CONTINUE_REQUEST);
+    return defer_continue(DEFER_CONTINUE_REQUEST, false);
 }
 
 u32 EXPORT(proxy_continue_response)(void)
 {
     host_call(IN_CALLBACKS);
-    return defer_continue(DEFER_CONTINUE_RESPONSE);
+    return defer_continue(DEFER_CONTINUE_RESPONSE, false);
 }

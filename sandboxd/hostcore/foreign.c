@@ -4,9 +4,9 @@
 static void clear_route_cache(void)
 {
     struct stream *stream = acting_stream();
-    if (!stream || stream->over || stream->route_cleared_seq == vm.event_seq)
+    if (!stream || stream->over || stream->route_cleared_turn == vm.turn)
         return;
-    stream->route_cleared_seq = vm.event_seq;
+    stream->route_cleared_turn = vm.turn;
     ring_put(COMPLETE_CLEAR_ROUTE_CACHE, 0, stream->id, 0, 0);
 }
 

@@ -25,6 +25,16 @@ IMPORT(guest, proxy_on_response_trailers) u32 guest_on_response_trailers(u32 id,
 IMPORT(guest, proxy_on_done) u32 guest_on_done(u32 id);
 IMPORT(guest, proxy_on_log) void guest_on_log(u32 id);
 IMPORT(guest, proxy_on_delete) void guest_on_delete(u32 id);
+IMPORT(guest, proxy_on_tick) void guest_on_tick(u32 id);
+IMPORT(guest, proxy_on_queue_ready) void guest_on_queue_ready(u32 id, u32 queue_id);
+IMPORT(guest, proxy_on_http_call_response)
+void guest_on_http_call_response(u32 id, u32 call_id, u32 headers, u32 body_size, u32 trailers);
+IMPORT(guest, proxy_on_grpc_receive_initial_metadata)
+void guest_on_grpc_receive_initial_metadata(u32 id, u32 call_id, u32 count);
+IMPORT(guest, proxy_on_grpc_receive) void guest_on_grpc_receive(u32 id, u32 call_id, u32 size);
+IMPORT(guest, proxy_on_grpc_receive_trailing_metadata)
+void guest_on_grpc_receive_trailing_metadata(u32 id, u32 call_id, u32 count);
+IMPORT(guest, proxy_on_grpc_close) void guest_on_grpc_close(u32 id, u32 call_id, u32 status);
 
 STATE static u64 known_bytes;
 
@@ -99,8 +109,65 @@ u32 return_bytes(struct bytes data, u32 data_out, u32 size_out)
     return STATUS_OK;
 }
 
-static u32 dispatch(enum callback callback, u32 id, u32 a, u32 b)
+IMPORT(guest, proxy_on_new_connection) u32 guest_on_new_connection(u32 id);
+IMPORT(guest, proxy_on_downstream_data) u32 guest_on_downstream_data(u32 id, u32 size, u32 end);
+IMPORT(guest, proxy_on_upstream_data) u32 guest_on_upstream_data(u32 id, u32 size, u32 end);
+IMPORT(guest, proxy_on_downstream_connection_close) void guest_on_downstream_connection_close(u32 id, u32 peer);
+IMPORT(guest, proxy_on_upstream_connection_close) void guest_on_upstream_connection_close(u32 id, u32 peer);
+
+static u32 dispatch_tcp(enum callback callback, u32 id, struct arguments with)
 {
+    switch (callback) {
+    case CALLBACK_NEW_CONNECTION:
+        return guest_on_new_connection(id);
+    case CALLBACK_DOWNSTREAM_DATA:
+        return guest_on_downstream_data(id, with.a, with.b);
+    case CALLBACK_UPSTREAM_DATA:
+        return guest_on_upstream_data(id, with.a, with.b);
+    case CALLBACK_DOWNSTREAM_CONNECTION_CLOSE:
+        guest_on_downstream_connection_close(id, with.a);
+        return 0;
+    case CALLBACK_UPSTREAM_CONNECTION_CLOSE:
+        guest_on_upstream_connection_close(id, with.a);
+        return 0;
+    default:
+        return 0;
+    }
+}
+
+/* Callbacks of the root context: they have no result. */
+static void dispatch_root(enum callback callback, u32 id, struct arguments with)
+{
+    switch (callback) {
+    case CALLBACK_TICK:
+        guest_on_tick(id);
+        break;
+    case CALLBACK_QUEUE_READY:
+        guest_on_queue_ready(id, with.a);
+        break;
+    case CALLBACK_HTTP_CALL_RESPONSE:
+        guest_on_http_call_response(id, with.a, with.b, with.c, with.d);
+        break;
+    case CALLBACK_GRPC_RECEIVE_INITIAL_METADATA:
+        guest_on_grpc_receive_initial_metadata(id, with.a, with.b);
+        break;
+    case CALLBACK_GRPC_RECEIVE:
+        guest_on_grpc_receive(id, with.a, with.b);
+        break;
+    case CALLBACK_GRPC_RECEIVE_TRAILING_METADATA:
+        guest_on_grpc_receive_trailing_metadata(id, with.a, with.b);
+        break;
+    case CALLBACK_GRPC_CLOSE:
+        guest_on_grpc_close(id, with.a, with.b);
+        break;
+    default:
+        break;
+    }
+}
+
+static u32 dispatch(enum callback callback, u32 id, struct arguments with)
+{
+    u32 a = with.a, b = with.b;
     switch (callback) {
     case CALLBACK_INITIALIZE:
         guest_initialize();
@@ -133,6 +200,9 @@ static u32 dispatch(enum callback callback, u32 id, u32 a, u32 b)
         guest_on_delete(id);
         return 0;
     default:
+        if (callback >= CALLBACK_NEW_CONNECTION)
+            return dispatch_tcp(callback, id, with);
+        dispatch_root(callback, id, with);
         return 0;
     }
 }
@@ -141,7 +211,7 @@ static u32 dispatch(enum callback callback, u32 id, u32 a, u32 b)
  * Run a callback of the stream's context, or of the root context if there is none. The effective context starts as the
  * callback's own. Never called while another callback runs.
  */
-u32 call_guest(enum callback callback, struct stream *stream, u32 a, u32 b)
+u32 call_guest_with(enum callback callback, struct stream *stream, struct arguments arguments)
 {
     u32 id = callback == CALLBACK_INITIALIZE ? 0 : stream ? stream->context_id : ROOT_CONTEXT_ID;
     vm.current = vm.effective = stream;
@@ -149,7 +219,7 @@ u32 call_guest(enum callback callback, struct stream *stream, u32 a, u32 b)
     vm.status.context_id = id;
     vm.status.in_callback = callback;
     ring_stamp();
-    u32 result = dispatch(callback, id, a, b);
+    u32 result = dispatch(callback, id, arguments);
     ring_stamp();
     vm.status.in_callback = CALLBACK_NONE;
     vm.phase = 0;

@@ -49,6 +49,18 @@ enum callback {
     CALLBACK_DONE = 12,
     CALLBACK_LOG = 13,
     CALLBACK_DELETE = 14,
+    CALLBACK_TICK = 15,
+    CALLBACK_QUEUE_READY = 16,
+    CALLBACK_HTTP_CALL_RESPONSE = 17,
+    CALLBACK_GRPC_RECEIVE_INITIAL_METADATA = 18,
+    CALLBACK_GRPC_RECEIVE = 19,
+    CALLBACK_GRPC_RECEIVE_TRAILING_METADATA = 20,
+    CALLBACK_GRPC_CLOSE = 21,
+    CALLBACK_NEW_CONNECTION = 22,
+    CALLBACK_DOWNSTREAM_DATA = 23,
+    CALLBACK_UPSTREAM_DATA = 24,
+    CALLBACK_DOWNSTREAM_CONNECTION_CLOSE = 25,
+    CALLBACK_UPSTREAM_CONNECTION_CLOSE = 26,
 };
 
 /* `vm_status.violation`: why hostcore itself raised the trap. */
@@ -66,8 +78,12 @@ enum status {
     STATUS_NOT_FOUND = 1,
     STATUS_BAD_ARGUMENT = 2,
     STATUS_SERIALIZATION_FAILURE = 3,
+    STATUS_PARSE_FAILURE = 4,
     STATUS_INVALID_MEMORY_ACCESS = 6,
+    STATUS_EMPTY = 7,
+    STATUS_CAS_MISMATCH = 8,
     STATUS_INTERNAL_FAILURE = 10,
+    STATUS_BROKEN_CONNECTION = 11,
     STATUS_UNIMPLEMENTED = 12,
 };
 
@@ -173,7 +189,7 @@ struct stream {
     struct assembly assembly;
     struct stream *next_touched; /* list of streams with properties to send when the event ends */
     u32 attribute_blocks, property_bytes;
-    u32 route_cleared_seq;
+    u32 route_cleared_turn;
     u8 deferred; /* bits of the actions that are queued */
     bool local_sent;      /* the guest has called proxy_send_local_response with effect */
     bool answering;       /* the response direction carries the local response */
@@ -183,6 +199,7 @@ struct stream {
     bool done_called;     /* proxy_done was called inside proxy_on_done */
     bool in_done;
     bool touched;
+    bool tcp;             /* a connection, not an HTTP exchange */
 };
 
 /* ---- the VM ------------------------------------------------------------------------------------------------------ */
@@ -190,20 +207,23 @@ struct stream {
 /* Read by the worker at `status_ptr()`. */
 struct vm_status {
     u32 in_callback, context_id, event_seq, stream_id_low, stream_id_high, streams_open, heap_used_bytes,
-        heap_peak_bytes, exited, exit_code, violation, host_calls, metrics;
+        heap_peak_bytes, exited, exit_code, violation, host_calls, metrics, next_tick_low, next_tick_high,
+        queues_watched;
 };
 
 struct limits {
     u64 heap_bytes, body_buffer_bytes, open_streams, log_message_bytes, log_bytes_per_event, log_lines_per_event,
-        metrics, host_calls_per_event, local_response_bytes, property_bytes;
+        metrics, host_calls_per_event, local_response_bytes, property_bytes, min_tick_ms, callouts,
+        callout_bytes, shared_value_bytes, queue_items;
 };
 
 struct config {
     struct bytes plugin_name, root_id, vm_id, vm_configuration, plugin_configuration, environment, denied_properties,
-        entropy;
+        entropy, upstreams;
     struct limits limits;
     u64 flags, callbacks, start_time_ns;
     u32 abi, generation, ring_bytes, min_log_level;
+    u32 shared_bytes, vm_number; /* size of the shared region, 0: none; this VM's name in it */
 };
 
 /* What host calls the guest may make now; each host function names the phases it is allowed in. */
@@ -226,6 +246,8 @@ struct vm {
     u64 calls_left;   /* host calls of this event */
     u64 log_bytes, log_lines, logs_dropped; /* of this event */
     u32 notes;        /* bits of the notes sent in this event */
+    u32 turn;         /* counts events and what runs outside them */
+    u64 tick_ns, next_tick_ns; /* period, and wall clock of the next tick; 0: none */
     u32 event_seq;
     u64 event_stream;
 };
@@ -261,7 +283,14 @@ bool guest_write(u32 address, const void *from, u32 len);
 bool guest_write_u32(u32 address, u32 value);
 bool guest_write_u64(u32 address, u64 value);
 u32 return_bytes(struct bytes data, u32 data_out, u32 size_out);
-u32 call_guest(enum callback callback, struct stream *stream, u32 a, u32 b);
+struct arguments {
+    u32 a, b, c, d;
+};
+u32 call_guest_with(enum callback callback, struct stream *stream, struct arguments arguments);
+static inline u32 call_guest(enum callback callback, struct stream *stream, u32 a, u32 b)
+{
+    return call_guest_with(callback, stream, (struct arguments){a, b, 0, 0});
+}
 static inline bool callback_granted(enum callback callback)
 {
     return vm.config.callbacks >> callback & 1;
@@ -271,6 +300,43 @@ static inline bool callback_granted(enum callback callback)
 void event_begin(const struct record *record);
 void event_end(void);
 void note(const struct stream *stream, enum note_code code);
+
+/* inbox.c: what runs outside the client's events; outbox: what the worker has to do for the VM */
+enum outbox_kind {
+    OUT_HTTP_CALL = 1,
+    OUT_GRPC_CALL = 2,
+    OUT_GRPC_STREAM = 3,
+    OUT_GRPC_SEND = 4,
+    OUT_GRPC_CANCEL = 5,
+    OUT_GRPC_CLOSE = 6,
+    OUT_QUEUE_NOTIFY = 7,
+    OUT_METRICS = 8,
+};
+#define OUT_PARTS 5u
+struct message; /* heap_free drops one that is not sent */
+struct message *outbox_make(enum outbox_kind kind, u32 id, u32 argument, const u32 lens[OUT_PARTS]); /* NULL: full */
+u8 *outbox_parts(struct message *message); /* room for the parts, one after the other */
+void outbox_send(struct message *message);
+bool outbox_waiting(void);
+bool tick_due(void);
+
+/* shared.c, queues.c */
+void shared_start(void);
+bool queues_deliver(void); /* true: there is more */
+
+/* callouts.c */
+enum callout_answer {
+    ANSWER_HTTP_RESPONSE,
+    ANSWER_GRPC_INITIAL_METADATA,
+    ANSWER_GRPC_MESSAGE,
+    ANSWER_GRPC_TRAILING_METADATA,
+    ANSWER_GRPC_CLOSE,
+};
+/* `status` is 0 or why an HTTP call failed, or the gRPC status of a close. */
+void callout_answer(enum callout_answer answer, u32 id, u32 status, struct bytes headers, struct bytes body,
+                    struct bytes trailers);
+struct map *callout_map(u32 map_id);                   /* of maps 4 to 7; NULL: not now */
+bool callout_buffer(u32 buffer_id, struct bytes *data); /* of buffers 4 and 5 */
 
 /* contexts.c */
 struct stream *acting_stream(void); /* of the effective context; NULL: root */
@@ -301,6 +367,10 @@ void show_headers(struct stream *stream, enum direction_id which, bool end);
 void show_body(struct stream *stream, enum direction_id which);
 void stream_reset(struct stream *stream, u32 type);
 u32 verdict_state(const struct stream *stream);
+
+/* tcp.c */
+u32 tcp_event(struct stream *stream, u16 kind, struct bytes payload, bool end);
+void tcp_resume(struct stream *stream, enum direction_id which);
 
 /* body.c */
 struct bytes body_visible(const struct body *body);
@@ -335,7 +405,10 @@ void log_lines_flush(void);
 void log_write(u32 level, u32 address, u32 len); /* guest memory, checked before */
 bool log_stdio(u32 fd, u32 address, u32 len);
 
-/* time.c, random.c, metrics.c */
+/* metrics.c */
+void metrics_send(void); /* all metrics and their values, to the outbox */
+
+/* time.c, random.c */
 u64 clock_now(u32 clock_id);
 void clock_advance(u64 ns);
 void random_seed(const u8 *key);

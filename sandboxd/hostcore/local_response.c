@@ -203,7 +203,7 @@ u32 EXPORT(proxy_send_local_response)(u32 status, u32 details, u32 details_len, 
     if (!guest_ok(details, details_len) || !guest_ok(body, body_len) || !guest_ok(headers, headers_len))
         return STATUS_INVALID_MEMORY_ACCESS;
     struct stream *stream = acting_stream();
-    if (!stream)
+    if (!stream || stream->tcp)
         return STATUS_OK;
     if (stream->local_sent || stream->over) {
         note(stream, NOTE_LOCAL_RESPONSE_IGNORED);

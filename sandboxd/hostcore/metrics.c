@@ -11,10 +11,12 @@ enum metric_type { COUNTER = 0, GAUGE = 1, HISTOGRAM = 2, METRIC_TYPES = 3 };
 #define FIRST_CAP 16u
 
 struct metric {
-    u64 value; /* counter, gauge; number of samples of a histogram */
+    u64 value;    /* counter, gauge; sum of a histogram's samples */
+    u64 *buckets; /* of a histogram: samples of 0, then of 2^(n-1) to 2^n - 1 */
     u32 name_len;
     u8 name[];
 };
+#define BUCKETS 65u
 
 STATE static struct family {
     struct metric **metrics; /* the metric of id (n << 2 | type) is metrics[n - 1] */
@@ -51,11 +53,17 @@ static u32 add_metric(struct family *family, u64 hash, const u8 *name, u32 len)
         family->metrics = metrics;
         family->cap = cap;
     }
-    struct metric *metric = heap_alloc((u32)sizeof *metric + len);
+    bool histogram = family == &families[HISTOGRAM];
+    u32 size = (u32)sizeof(struct metric) + ((len + 7) & ~7u);
+    struct metric *metric = heap_alloc(size + (histogram ? BUCKETS * 8 : 0));
     if (!metric)
         return 0;
     *metric = (struct metric){.name_len = len};
     memcpy(metric->name, name, len);
+    if (histogram) {
+        metric->buckets = (u64 *)(void *)((u8 *)metric + size);
+        memset(metric->buckets, 0, BUCKETS * 8);
+    }
     if (!table_put(&family->by_name, hash, (void *)(uintptr_t)(family->count + 1))) {
         heap_free(metric);
         return 0;
@@ -118,6 +126,12 @@ u32 EXPORT(proxy_increment_metric)(u32 id, i64 delta)
     }
 }
 
+static void sample(struct metric *metric, u64 value)
+{
+    metric->value += value;
+    metric->buckets[value ? 64 - (u32)__builtin_clzll(value) : 0]++;
+}
+
 u32 EXPORT(proxy_record_metric)(u32 id, u64 value)
 {
     host_call(IN_CALLBACKS);
@@ -129,7 +143,7 @@ u32 EXPORT(proxy_record_metric)(u32 id, u64 value)
     else if ((id & 3) == GAUGE)
         metric->value = value;
     else
-        metric->value++;
+        sample(metric, value);
     return STATUS_OK;
 }
 
@@ -142,4 +156,53 @@ u32 EXPORT(proxy_get_metric)(u32 id, u32 value_out)
     if ((id & 3) == HISTOGRAM)
         return STATUS_BAD_ARGUMENT;
     return guest_write_u64(value_out, metric->value) ? STATUS_OK : STATUS_INVALID_MEMORY_ACCESS;
+}
+
+/* ---- for the outside --------------------------------------------------------------------------------------------- */
+
+static u32 buckets_used(const struct metric *metric)
+{
+    u32 used = metric->buckets ? BUCKETS : 0;
+    while (used && !metric->buckets[used - 1])
+        used--;
+    return used;
+}
+
+#define METRIC_HEAD_BYTES 20u
+
+static u32 encoded_size(const struct metric *metric)
+{
+    return METRIC_HEAD_BYTES + metric->name_len + 8 * buckets_used(metric);
+}
+
+static u8 *encode(const struct metric *metric, u32 type, u8 *to)
+{
+    u32 used = buckets_used(metric);
+    store_u32(to, type);
+    store_u32(to + 4, metric->name_len);
+    store_u32(to + 8, used);
+    store_u64(to + 12, metric->value);
+    to += METRIC_HEAD_BYTES;
+    memcpy(to, metric->name, metric->name_len);
+    to += metric->name_len;
+    for (u32 i = 0; i < used; i++, to += 8)
+        store_u64(to, metric->buckets[i]);
+    return to;
+}
+
+/* Each as u32 type, length of the name, number of buckets; u64 value; name; u64 buckets. Too many are not sent at all. */
+void metrics_send(void)
+{
+    u32 lens[OUT_PARTS] = {0};
+    for (u32 type = COUNTER; type < METRIC_TYPES; type++)
+        for (u32 i = 0; i < families[type].count; i++)
+            lens[0] += encoded_size(families[type].metrics[i]);
+    struct message *message = outbox_make(OUT_METRICS, 0, 0, lens);
+    if (!message)
+        return;
+    u8 *to = outbox_parts(message);
+    for (u32 type = COUNTER; type < METRIC_TYPES; type++)
+        for (u32 i = 0; i < families[type].count; i++)
+            to = encode(families[type].metrics[i], type, to);
+    outbox_send(message);
 }

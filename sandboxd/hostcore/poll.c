@@ -4,6 +4,7 @@
 void event_begin(const struct record *record)
 {
     u64 limit = vm.config.limits.host_calls_per_event;
+    vm.turn++;
     vm.event_seq = record->event_seq;
     vm.event_stream = record->stream_id;
     vm.now_ns = record->arg;
@@ -99,6 +100,10 @@ static u32 message_event(struct stream *stream, const struct record *record)
         return VERDICT_LIMIT;
     if (stream->over || stream->local_sent)
         return VERDICT_STREAM_OVER;
+    if (record->kind >= SUBMIT_NEW_CONNECTION)
+        return tcp_event(stream, record->kind, record->payload, end);
+    if (stream->tcp)
+        return VERDICT_OUT_OF_ORDER;
     switch (record->kind) {
     case SUBMIT_REQUEST_HEADERS:
         return direction_headers(stream, REQUEST, record->payload, end);
@@ -198,7 +203,9 @@ static u32 dispatch(struct record *record, u32 *state)
 {
     if (record->kind == SUBMIT_SHUTDOWN)
         return record->stream_id ? VERDICT_OUT_OF_ORDER : shutdown_event();
-    if (record->kind == RECORD_PAD || record->kind > SUBMIT_SHUTDOWN)
+    bool known = record->kind < SUBMIT_SHUTDOWN ||
+                 (record->kind >= SUBMIT_NEW_CONNECTION && record->kind <= SUBMIT_UPSTREAM_CLOSE);
+    if (record->kind == RECORD_PAD || !known)
         return record->flags & RECORD_MORE ? VERDICT_NONE : VERDICT_OUT_OF_ORDER;
     struct stream *stream = stream_find(record->stream_id);
     if (stream && interrupts(stream, record)) {
@@ -254,20 +261,31 @@ static u32 wait_for_space(void)
     return wake_bit();
 }
 
+static u32 worker_bits(void)
+{
+    return (outbox_waiting() ? POLL_OUTBOX : 0) | (ring_inbox() || tick_due() ? POLL_INBOX : 0);
+}
+
 /*
  * Run what the client has submitted, until there is nothing left and `spin` further looks found nothing. Returns early
- * to have the client woken, since it waits for what was just answered.
+ * to have the client woken, since it waits for what was just answered, and for what only the worker can do: a tick that
+ * is due by the events' own clock, answers for the VM, calls that the guest has made.
  */
 u32 EXPORT(poll)(u32 spin)
 {
     struct record record;
     u32 looks = spin;
+    bool looked = false;
     ring_awake();
     for (;;) {
         if (!ring_flush())
             return wait_for_space();
         if (vm.stopped)
             return POLL_STOPPED | wake_bit();
+        u32 errands = looked ? worker_bits() : 0; /* one event at least, so that the errands cannot starve the client */
+        if (UNLIKELY(errands))
+            return errands | wake_bit();
+        looked = true;
         enum ring_state state = ring_next(&record);
         if (state == RING_BROKEN)
             return POLL_PROTOCOL | wake_bit();
@@ -278,9 +296,12 @@ u32 EXPORT(poll)(u32 spin)
             if (spin && ring_client_sleeps())
                 return POLL_WAKE_CLIENT;
             looks = spin;
+        } else if (UNLIKELY(worker_bits())) {
+            continue;
         } else if (looks == 0) {
-            u32 wake = wake_bit();
-            return wake | (ring_prepare_sleep(false) ? POLL_SLEEP : 0);
+            /* First this: its fence stands between the room made above and the look at whether the client wants it. */
+            u32 sleep = ring_prepare_sleep(false) ? POLL_SLEEP : 0;
+            return sleep | wake_bit();
         } else {
             looks--;
         }

@@ -22,6 +22,7 @@ enum {
     AT_CLIENT_NEED_WAKE = 384,
     AT_CLIENT_WANTS_SPACE = 388,
     AT_CALL_STAMP = 456,
+    AT_INBOX = 460,
 };
 
 #ifdef SANDBOXD_NATIVE
@@ -43,6 +44,7 @@ STATE static struct {
     u32 sq_head, sq_tail; /* ours, and the client's as last seen */
     u32 record_size;      /* of the record that ring_next gave out */
     u32 cq_tail, cq_published, cq_head;
+    u32 records;
     bool unseen; /* published since the client was last asked whether it sleeps */
     struct pending *first, *last;
 } ring;
@@ -215,6 +217,7 @@ u8 *ring_put(u16 kind, u16 flags, u64 stream_id, u64 arg, u32 payload_len)
         at = queue(size);
     if (payload_len % 8)
         store_u64(at + size - 8, 0);
+    ring.records++;
     store_u32(at, size);
     store_u32(at + 4, (u32)flags << 16 | kind);
     store_u64(at + 8, stream_id);
@@ -277,4 +280,14 @@ void ring_awake(void)
 void ring_stamp(void)
 {
     __atomic_store_n(word(AT_CALL_STAMP), load(AT_CALL_STAMP) + 1, __ATOMIC_RELEASE);
+}
+
+bool ring_inbox(void)
+{
+    return load(AT_INBOX);
+}
+
+u32 ring_records(void)
+{
+    return ring.records;
 }

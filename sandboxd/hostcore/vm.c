@@ -63,6 +63,7 @@ static u32 start(void)
 u32 EXPORT(vm_start)(void)
 {
     ring_init(vm.config.ring_bytes, vm.config.generation);
+    shared_start();
     struct record none = {.arg = vm.config.start_time_ns};
     event_begin(&none);
     ring_put(COMPLETE_VM_STARTED, 0, 0, vm.config.generation, 0);

@@ -10,6 +10,7 @@ from sandboxd.jail.syscalls import prctl, step, syscall
 
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT = 23, 24, 28, 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+CAP_SETGID, CAP_SETUID = 6, 7
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _MOST_CAPABILITIES: Final = 64
 
@@ -52,6 +53,20 @@ def drop_all() -> None:
         syscall("capset", _Header(_CAPABILITY_VERSION_3, 0), _Sets())
         if any(effective_sets()):
             raise AssertionError("capabilities are left after capset")
+
+
+def keep(*wanted: int) -> None:
+    """
+    Clear all sets but for ``wanted`` in the effective and permitted ones, as far as they are there. All numbers
+    are below 32. Raises JailError.
+    """
+    mask = sum(1 << number for number in wanted)
+    with step("capabilities", "capset was refused"):
+        prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+        have = effective_sets()[1] & mask
+        sets = _Sets()
+        sets.words[0] = sets.words[1] = have
+        syscall("capset", _Header(_CAPABILITY_VERSION_3, 0), sets)
 
 
 def effective_sets() -> tuple[int, int, int]:

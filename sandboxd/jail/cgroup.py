@@ -1,5 +1,5 @@
 """
-cgroup v2: one leaf per tenant under the subtree that was delegated to the daemon.
+cgroup v2: one leaf per worker and compiler under the subtree that was delegated to the daemon.
 
 Pure path and text logic, and small reads and writes; every function takes its root, so that a plain
 directory can stand in for the kernel's. The daemon itself sits in a leaf of its own, because a cgroup with
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from sandboxd.errors import JailError
+from sandboxd.limits import GIB
 
 MOUNT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("memory", "cpu", "pids")
@@ -36,6 +37,13 @@ The kernel's delay grows with the square of how far above memory.high a group is
 nothing to reclaim, so a wide gap would never end in a kill: the worker would crawl for minutes and answer
 nobody. In this one it is through in less than a second.
 """
+
+COMPILER_PREFIX: Final = "compiler-"
+COMPILER_MEMORY_BYTES: Final = 2 * GIB
+"""Ten times what the largest modules of the common SDKs need, and a bound on what a hostile one gets."""
+COMPILER_PIDS: Final = 8
+COMPILER_WEIGHT: Final = 25
+"""A quarter of a worker's: who is served goes before who is being prepared."""
 
 _HINT: Final = (
     "start under systemd with Delegate=yes, or give the daemon's user a writable cgroup v2 subtree "
@@ -137,11 +145,11 @@ Files that a kernel may lack: no swap accounting means that there is no swap to 
 """
 
 
-def leaf_name(tenant: str) -> str:
+def leaf_name(tenant: str, prefix: str = TENANT_PREFIX) -> str:
     """Return a tenant's directory name. Raises ValueError for a name that could leave the subtree."""
     if not _NAME.fullmatch(tenant):
         raise ValueError(f"{tenant!r} cannot be the name of a cgroup")
-    return TENANT_PREFIX + tenant
+    return prefix + tenant
 
 
 def prepare_subtree(root: Path) -> None:
@@ -161,10 +169,10 @@ def prepare_subtree(root: Path) -> None:
 
 
 class TenantCgroup:
-    """The leaf of one tenant."""
+    """The leaf of one tenant, or with another prefix, of something else that is limited in the same way."""
 
-    def __init__(self, root: Path, tenant: str) -> None:
-        self.path = root / leaf_name(tenant)
+    def __init__(self, root: Path, tenant: str, prefix: str = TENANT_PREFIX) -> None:
+        self.path = root / leaf_name(tenant, prefix)
 
     def create(self, limits: CgroupLimits) -> None:
         """Make the leaf, or take over one that a dead daemon left, and set its limits. Raises JailError."""
@@ -250,6 +258,12 @@ def stale_leaves(root: Path, tenants: frozenset[str]) -> tuple[Path, ...]:
     """Return the tenants' leaves under ``root`` that belong to none of ``tenants``."""
     known = {leaf_name(tenant) for tenant in tenants}
     return tuple(path for path in sorted(root.glob(f"{TENANT_PREFIX}*")) if path.is_dir() and path.name not in known)
+
+
+def stale_compilers(root: Path) -> tuple[TenantCgroup, ...]:
+    """Return the compilers' leaves that a dead daemon left."""
+    names = (path.name.removeprefix(COMPILER_PREFIX) for path in sorted(root.glob(f"{COMPILER_PREFIX}*")))
+    return tuple(TenantCgroup(root, name, COMPILER_PREFIX) for name in names)
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,8 @@ fields::
 ``syscall`` names one or several calls; ``when`` is a list of conditions that must all hold (``equals`` one
 of a list, after ``mask``; ``bits`` 32 for int arguments, else 64); ``then`` is what happens if they do
 (default: allow) and ``else`` if not (default: the filter's ``default``). Several rules of one call are tried
-in order. Actions are ``allow``, ``kill`` and the name of an errno. Values are integers, names of `CONSTANTS`
+in order. ``unproven`` names calls of the rule for which no test can show that they are needed, each with the reason.
+Actions are ``allow``, ``kill`` and the name of an errno. Values are integers, names of `CONSTANTS`
 joined by ``|``, or a parameter ``$name`` that is filled in when the program is built.
 """
 
@@ -104,19 +105,27 @@ def parse_filter(name: str, document: Any, path: str = "") -> Filter:
 
 
 def _parse_rule(entry: Any, path: str, key: str) -> list[Rule]:
-    _keys(entry, {"syscall", "comment", "when", "then", "else"}, {"syscall", "comment"}, path, key)
+    _keys(entry, {"syscall", "comment", "when", "then", "else", "unproven"}, {"syscall", "comment"}, path, key)
     names = entry["syscall"] if isinstance(entry["syscall"], list) else [entry["syscall"]]
     for name in names:
         if name not in syscall_numbers.NUMBERS:
             raise ConfigError(f"unknown system call {name!r}", path=path, key=f"{key}.syscall")
     if not isinstance(entry["comment"], str) or not entry["comment"].strip():
         raise ConfigError("must say which code needs the rule", path=path, key=f"{key}.comment")
+    _check_unproven(entry.get("unproven", {}), names, path, f"{key}.unproven")
     conditions = tuple(_parse_condition(item, path, f"{key}.when[{n}]") for n, item in enumerate(entry.get("when", [])))
     then = _parse_action(entry.get("then", "allow"), path, f"{key}.then")
     otherwise = _parse_action(entry["else"], path, f"{key}.else") if "else" in entry else None
     if otherwise is not None and not conditions:
         raise ConfigError("a rule without `when` has no else", path=path, key=f"{key}.else")
     return [Rule(name, conditions, then, otherwise) for name in names]
+
+
+def _check_unproven(entry: Any, names: list[str], path: str, key: str) -> None:
+    _keys(entry, set(names), set(), path, key)
+    for name, reason in entry.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise ConfigError(f"must say why no test can show that {name} is needed", path=path, key=key)
 
 
 def _parse_condition(entry: Any, path: str, key: str) -> Condition:

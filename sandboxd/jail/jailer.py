@@ -5,8 +5,9 @@ Plans for this machine's hostile processes: what all of them share, made once. F
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from sandboxd.errors import JailError
 from sandboxd.jail.facts import MachineFacts, machine_facts
@@ -37,6 +38,19 @@ class WorkerWishes:
     require: frozenset[Layer] = frozenset()
 
 
+class CompilerLeaf(Protocol):
+    """A cgroup for one compiler."""
+
+    def enter(self, pid: int) -> None:
+        """Move the compiler in. Raises JailError."""
+
+    def memory_death(self) -> bool:
+        """Return whether it died of its memory limit."""
+
+    def remove(self) -> None:
+        """End what is left in it, and it; never raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class Jailer:
     """
@@ -44,11 +58,13 @@ class Jailer:
         facts: what the machine can give.
         filters: the system call filters.
         tolerate: layers that the operator does without where the machine lacks them.
+        compiler_cgroup: makes a compiler's cgroup, or None where there are none; may raise JailError.
     """
 
     facts: MachineFacts
     filters: FilterSet
     tolerate: frozenset[Layer] = frozenset()
+    compiler_cgroup: Callable[[], CompilerLeaf | None] = field(default=lambda: None, compare=False)
 
     @property
     def own_uids(self) -> bool:

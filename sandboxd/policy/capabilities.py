@@ -49,14 +49,8 @@ STREAM_FUNCTIONS = frozenset(
         "proxy_call_foreign_function",
     }
 )
-UNAVAILABLE_FUNCTIONS = frozenset(
+TENANT_FUNCTIONS = frozenset(
     {
-        "proxy_http_call",
-        "proxy_grpc_call",
-        "proxy_grpc_stream",
-        "proxy_grpc_send",
-        "proxy_grpc_cancel",
-        "proxy_grpc_close",
         "proxy_get_shared_data",
         "proxy_set_shared_data",
         "proxy_register_shared_queue",
@@ -66,6 +60,18 @@ UNAVAILABLE_FUNCTIONS = frozenset(
         "proxy_set_tick_period_milliseconds",
     }
 )
+"""Timers, shared data and queues: what they do stays within the tenant."""
+CALLOUT_FUNCTIONS = frozenset(
+    {
+        "proxy_http_call",
+        "proxy_grpc_call",
+        "proxy_grpc_stream",
+        "proxy_grpc_send",
+        "proxy_grpc_cancel",
+        "proxy_grpc_close",
+    }
+)
+UNAVAILABLE_FUNCTIONS = CALLOUT_FUNCTIONS
 """Host functions that this version links but answers with the ABI's status for "not available"."""
 
 HOST_FUNCTIONS = (
@@ -75,7 +81,8 @@ HOST_FUNCTIONS = (
     | BUFFER_FUNCTIONS
     | METRIC_FUNCTIONS
     | STREAM_FUNCTIONS
-    | UNAVAILABLE_FUNCTIONS
+    | TENANT_FUNCTIONS
+    | CALLOUT_FUNCTIONS
 )
 """Every Proxy-Wasm host function of ABI 0.1.0, 0.2.0 and 0.2.1."""
 
@@ -174,7 +181,17 @@ HTTP_CALLBACKS = HEADER_CALLBACKS | {
     "proxy_on_response_body",
     "proxy_on_response_trailers",
 }
-UNAVAILABLE_CALLBACKS = frozenset(
+TENANT_CALLBACKS = frozenset({"proxy_on_tick", "proxy_on_queue_ready"})
+CALLOUT_CALLBACKS = frozenset(
+    {
+        "proxy_on_http_call_response",
+        "proxy_on_grpc_receive_initial_metadata",
+        "proxy_on_grpc_receive",
+        "proxy_on_grpc_receive_trailing_metadata",
+        "proxy_on_grpc_close",
+    }
+)
+UNAVAILABLE_CALLBACKS = CALLOUT_CALLBACKS | frozenset(
     [
         "proxy_on_request_metadata",
         "proxy_on_response_metadata",
@@ -183,19 +200,12 @@ UNAVAILABLE_CALLBACKS = frozenset(
         "proxy_on_upstream_data",
         "proxy_on_downstream_connection_close",
         "proxy_on_upstream_connection_close",
-        "proxy_on_http_call_response",
-        "proxy_on_grpc_receive_initial_metadata",
-        "proxy_on_grpc_receive",
-        "proxy_on_grpc_receive_trailing_metadata",
-        "proxy_on_grpc_close",
-        "proxy_on_tick",
-        "proxy_on_queue_ready",
         "proxy_on_foreign_function",
     ]
 )
 """Callbacks that this version never calls."""
 
-CALLBACKS = LIFE_CALLBACKS | HTTP_CALLBACKS | UNAVAILABLE_CALLBACKS
+CALLBACKS = LIFE_CALLBACKS | HTTP_CALLBACKS | TENANT_CALLBACKS | CALLOUT_CALLBACKS | UNAVAILABLE_CALLBACKS
 """Every callback that a capability can withhold."""
 
 UNAVAILABLE = UNAVAILABLE_FUNCTIONS | UNAVAILABLE_CALLBACKS
@@ -209,12 +219,15 @@ _MINIMAL = BASIC_FUNCTIONS | MAP_READS | {"proxy_get_buffer_bytes"} | WASI_BASIC
 PRESETS: dict[str, ResolvedCapabilities] = {
     "none": frozenset(),
     "minimal": _MINIMAL,
-    "standard": (HOST_FUNCTIONS - UNAVAILABLE_FUNCTIONS) | WASI_BASICS | LIFE_CALLBACKS | HTTP_CALLBACKS,
+    "standard": (
+        (HOST_FUNCTIONS - CALLOUT_FUNCTIONS) | WASI_BASICS | LIFE_CALLBACKS | HTTP_CALLBACKS | TENANT_CALLBACKS
+    ),
     "full": ALL,
 }
 """
 ``none``: deny-all. ``minimal``: start, look at headers and properties, log. ``standard``: the whole HTTP
-side of this version. ``full``: every name, also those that this version does not serve.
+side, timers, shared data and queues; no callouts, which have to be granted by name. ``full``: every name, also those
+that this version does not serve.
 """
 
 DEFAULT_PRESET = "minimal"

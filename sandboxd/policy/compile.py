@@ -109,6 +109,8 @@ def _needs(needs: DataNeeds) -> int:
         needs.properties,
         "proxy_on_request_trailers" in needs.callbacks,
         "proxy_on_response_trailers" in needs.callbacks,
+        "proxy_on_request_body" in needs.callbacks,
+        "proxy_on_response_body" in needs.callbacks,
     )
     return sum(1 << index for index, bit in enumerate(bits) if bit)
 

@@ -110,6 +110,9 @@ class PluginLimits:
     log_lines_per_event: int = limits.DEFAULT_LOG_LINES_PER_EVENT
     metrics: int = limits.DEFAULT_METRICS
     host_calls_per_event: int = limits.DEFAULT_HOST_CALLS_PER_EVENT
+    log_lines_per_second: int = limits.DEFAULT_LOG_LINES_PER_SECOND
+    """In one front; kept by it."""
+    log_bytes_per_second: int = limits.DEFAULT_LOG_BYTES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,10 +173,12 @@ _DURATIONS = {
 _SIZES = {
     "body_buffer": (limits.MIN_BODY_BUFFER_BYTES, limits.MAX_BODY_BUFFER_BYTES),
     "log_bytes_per_event": (0, limits.MAX_LOG_BYTES_PER_EVENT),
+    "log_bytes_per_second": (0, limits.MAX_LOG_BYTES_PER_SECOND),
 }
 _COUNTS = {
     "open_streams": (1, limits.MAX_OPEN_STREAMS),
     "log_lines_per_event": (0, limits.MAX_LOG_LINES_PER_EVENT),
+    "log_lines_per_second": (0, limits.MAX_LOG_LINES_PER_SECOND),
     "metrics": (0, limits.MAX_METRICS),
     "host_calls_per_event": (1, limits.MAX_HOST_CALLS_PER_EVENT),
 }

@@ -18,6 +18,7 @@ class FailureCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILURE_CAUSE_ABI_VIOLATION: _ClassVar[FailureCause]
     FAILURE_CAUSE_PROTOCOL: _ClassVar[FailureCause]
     FAILURE_CAUSE_INTERNAL: _ClassVar[FailureCause]
+    FAILURE_CAUSE_HOST_CALL_LIMIT: _ClassVar[FailureCause]
 FAILURE_CAUSE_UNSPECIFIED: FailureCause
 FAILURE_CAUSE_TRAP: FailureCause
 FAILURE_CAUSE_CPU_LIMIT: FailureCause
@@ -27,20 +28,27 @@ FAILURE_CAUSE_EXIT: FailureCause
 FAILURE_CAUSE_ABI_VIOLATION: FailureCause
 FAILURE_CAUSE_PROTOCOL: FailureCause
 FAILURE_CAUSE_INTERNAL: FailureCause
+FAILURE_CAUSE_HOST_CALL_LIMIT: FailureCause
 
 class ToWorker(_message.Message):
-    __slots__ = ("setup", "load_plugin", "open_vm", "close_vm", "ping")
+    __slots__ = ("setup", "load_plugin", "open_vm", "close_vm", "ping", "restart_vm", "callout_answer", "read_metrics")
     SETUP_FIELD_NUMBER: _ClassVar[int]
     LOAD_PLUGIN_FIELD_NUMBER: _ClassVar[int]
     OPEN_VM_FIELD_NUMBER: _ClassVar[int]
     CLOSE_VM_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    RESTART_VM_FIELD_NUMBER: _ClassVar[int]
+    CALLOUT_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    READ_METRICS_FIELD_NUMBER: _ClassVar[int]
     setup: WorkerSetup
     load_plugin: LoadPlugin
     open_vm: OpenVm
     close_vm: CloseVm
     ping: Ping
-    def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    restart_vm: RestartVm
+    callout_answer: CalloutAnswer
+    read_metrics: ReadMetrics
+    def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., restart_vm: _Optional[_Union[RestartVm, _Mapping]] = ..., callout_answer: _Optional[_Union[CalloutAnswer, _Mapping]] = ..., read_metrics: _Optional[_Union[ReadMetrics, _Mapping]] = ...) -> None: ...
 
 class WorkerSetup(_message.Message):
     __slots__ = ("tenant", "jail_plan")
@@ -65,22 +73,24 @@ class LoadPlugin(_message.Message):
     def __init__(self, plugin_id: _Optional[int] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpu_per_call_ns: _Optional[int] = ..., start_cpu_ns: _Optional[int] = ...) -> None: ...
 
 class OpenVm(_message.Message):
-    __slots__ = ("vm_id", "plugin_id", "ring_bytes", "spin", "restart_backoff_ns", "restart_max_crashes", "restart_window_ns")
+    __slots__ = ("vm_id", "plugin_id", "ring_bytes", "spin", "restarts")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
     RING_BYTES_FIELD_NUMBER: _ClassVar[int]
     SPIN_FIELD_NUMBER: _ClassVar[int]
-    RESTART_BACKOFF_NS_FIELD_NUMBER: _ClassVar[int]
-    RESTART_MAX_CRASHES_FIELD_NUMBER: _ClassVar[int]
-    RESTART_WINDOW_NS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     vm_id: int
     plugin_id: int
     ring_bytes: int
     spin: int
-    restart_backoff_ns: int
-    restart_max_crashes: int
-    restart_window_ns: int
-    def __init__(self, vm_id: _Optional[int] = ..., plugin_id: _Optional[int] = ..., ring_bytes: _Optional[int] = ..., spin: _Optional[int] = ..., restart_backoff_ns: _Optional[int] = ..., restart_max_crashes: _Optional[int] = ..., restart_window_ns: _Optional[int] = ...) -> None: ...
+    restarts: int
+    def __init__(self, vm_id: _Optional[int] = ..., plugin_id: _Optional[int] = ..., ring_bytes: _Optional[int] = ..., spin: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class RestartVm(_message.Message):
+    __slots__ = ("vm_id",)
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    def __init__(self, vm_id: _Optional[int] = ...) -> None: ...
 
 class CloseVm(_message.Message):
     __slots__ = ("vm_id",)
@@ -95,7 +105,7 @@ class Ping(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("ready", "plugin_loaded", "vm_started", "vm_failed", "vm_closed", "pong", "error")
+    __slots__ = ("ready", "plugin_loaded", "vm_started", "vm_failed", "vm_closed", "pong", "error", "callout", "vm_metrics")
     READY_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_LOADED_FIELD_NUMBER: _ClassVar[int]
     VM_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +113,8 @@ class FromWorker(_message.Message):
     VM_CLOSED_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CALLOUT_FIELD_NUMBER: _ClassVar[int]
+    VM_METRICS_FIELD_NUMBER: _ClassVar[int]
     ready: WorkerReady
     plugin_loaded: PluginLoaded
     vm_started: VmStarted
@@ -110,7 +122,9 @@ class FromWorker(_message.Message):
     vm_closed: VmClosed
     pong: Pong
     error: WorkerError
-    def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ...) -> None: ...
+    callout: Callout
+    vm_metrics: VmMetrics
+    def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ..., callout: _Optional[_Union[Callout, _Mapping]] = ..., vm_metrics: _Optional[_Union[VmMetrics, _Mapping]] = ...) -> None: ...
 
 class WorkerReady(_message.Message):
     __slots__ = ("layers",)
@@ -139,22 +153,22 @@ class VmStarted(_message.Message):
     def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., start_ns: _Optional[int] = ...) -> None: ...
 
 class VmFailed(_message.Message):
-    __slots__ = ("vm_id", "generation", "cause", "while_starting", "message", "callback", "retry_in_ns")
+    __slots__ = ("vm_id", "generation", "cause", "while_starting", "message", "callback", "backtrace")
     VM_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     WHILE_STARTING_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_FIELD_NUMBER: _ClassVar[int]
-    RETRY_IN_NS_FIELD_NUMBER: _ClassVar[int]
+    BACKTRACE_FIELD_NUMBER: _ClassVar[int]
     vm_id: int
     generation: int
     cause: FailureCause
     while_starting: bool
     message: str
     callback: str
-    retry_in_ns: int
-    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., cause: _Optional[_Union[FailureCause, str]] = ..., while_starting: _Optional[bool] = ..., message: _Optional[str] = ..., callback: _Optional[str] = ..., retry_in_ns: _Optional[int] = ...) -> None: ...
+    backtrace: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., cause: _Optional[_Union[FailureCause, str]] = ..., while_starting: _Optional[bool] = ..., message: _Optional[str] = ..., callback: _Optional[str] = ..., backtrace: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class VmClosed(_message.Message):
     __slots__ = ("vm_id",)
@@ -193,6 +207,166 @@ class WorkerError(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class Callout(_message.Message):
+    __slots__ = ("vm_id", "call_id", "data", "more")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    call_id: int
+    data: bytes
+    more: bool
+    def __init__(self, vm_id: _Optional[int] = ..., call_id: _Optional[int] = ..., data: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class CalloutRequest(_message.Message):
+    __slots__ = ("http_call", "grpc_call", "grpc_stream", "grpc_send", "grpc_half_close", "cancel")
+    HTTP_CALL_FIELD_NUMBER: _ClassVar[int]
+    GRPC_CALL_FIELD_NUMBER: _ClassVar[int]
+    GRPC_STREAM_FIELD_NUMBER: _ClassVar[int]
+    GRPC_SEND_FIELD_NUMBER: _ClassVar[int]
+    GRPC_HALF_CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    http_call: HttpCall
+    grpc_call: GrpcCall
+    grpc_stream: GrpcCall
+    grpc_send: GrpcSend
+    grpc_half_close: GrpcHalfClose
+    cancel: CancelCallout
+    def __init__(self, http_call: _Optional[_Union[HttpCall, _Mapping]] = ..., grpc_call: _Optional[_Union[GrpcCall, _Mapping]] = ..., grpc_stream: _Optional[_Union[GrpcCall, _Mapping]] = ..., grpc_send: _Optional[_Union[GrpcSend, _Mapping]] = ..., grpc_half_close: _Optional[_Union[GrpcHalfClose, _Mapping]] = ..., cancel: _Optional[_Union[CancelCallout, _Mapping]] = ...) -> None: ...
+
+class HttpCall(_message.Message):
+    __slots__ = ("upstream", "headers", "body", "trailers", "timeout_ms")
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    TRAILERS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    upstream: bytes
+    headers: bytes
+    body: bytes
+    trailers: bytes
+    timeout_ms: int
+    def __init__(self, upstream: _Optional[bytes] = ..., headers: _Optional[bytes] = ..., body: _Optional[bytes] = ..., trailers: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class GrpcCall(_message.Message):
+    __slots__ = ("upstream", "service", "method", "metadata", "message", "timeout_ms")
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    upstream: bytes
+    service: bytes
+    method: bytes
+    metadata: bytes
+    message: bytes
+    timeout_ms: int
+    def __init__(self, upstream: _Optional[bytes] = ..., service: _Optional[bytes] = ..., method: _Optional[bytes] = ..., metadata: _Optional[bytes] = ..., message: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class GrpcSend(_message.Message):
+    __slots__ = ("message", "end_of_stream")
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    END_OF_STREAM_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    end_of_stream: bool
+    def __init__(self, message: _Optional[bytes] = ..., end_of_stream: _Optional[bool] = ...) -> None: ...
+
+class GrpcHalfClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CancelCallout(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CalloutAnswer(_message.Message):
+    __slots__ = ("call_id", "data", "more")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    call_id: int
+    data: bytes
+    more: bool
+    def __init__(self, call_id: _Optional[int] = ..., data: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class CalloutReply(_message.Message):
+    __slots__ = ("http", "initial_metadata", "message", "trailing_metadata", "closed")
+    HTTP_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_METADATA_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TRAILING_METADATA_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    http: HttpReply
+    initial_metadata: GrpcMetadata
+    message: GrpcMessage
+    trailing_metadata: GrpcMetadata
+    closed: GrpcClosed
+    def __init__(self, http: _Optional[_Union[HttpReply, _Mapping]] = ..., initial_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., message: _Optional[_Union[GrpcMessage, _Mapping]] = ..., trailing_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., closed: _Optional[_Union[GrpcClosed, _Mapping]] = ...) -> None: ...
+
+class HttpReply(_message.Message):
+    __slots__ = ("failure", "headers", "body", "trailers")
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    TRAILERS_FIELD_NUMBER: _ClassVar[int]
+    failure: str
+    headers: bytes
+    body: bytes
+    trailers: bytes
+    def __init__(self, failure: _Optional[str] = ..., headers: _Optional[bytes] = ..., body: _Optional[bytes] = ..., trailers: _Optional[bytes] = ...) -> None: ...
+
+class GrpcMetadata(_message.Message):
+    __slots__ = ("metadata",)
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    metadata: bytes
+    def __init__(self, metadata: _Optional[bytes] = ...) -> None: ...
+
+class GrpcMessage(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: bytes
+    def __init__(self, message: _Optional[bytes] = ...) -> None: ...
+
+class GrpcClosed(_message.Message):
+    __slots__ = ("status", "message")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    message: str
+    def __init__(self, status: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ReadMetrics(_message.Message):
+    __slots__ = ("plugin_id",)
+    PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
+    plugin_id: int
+    def __init__(self, plugin_id: _Optional[int] = ...) -> None: ...
+
+class VmMetrics(_message.Message):
+    __slots__ = ("vm_id", "generation", "metrics", "more")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    generation: int
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    more: bool
+    def __init__(self, vm_id: _Optional[int] = ..., generation: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("type", "name", "value", "buckets")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    name: bytes
+    value: int
+    buckets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, type: _Optional[int] = ..., name: _Optional[bytes] = ..., value: _Optional[int] = ..., buckets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ToFront(_message.Message):
     __slots__ = ("attach", "detach", "drain", "status", "plugin_down", "serve")

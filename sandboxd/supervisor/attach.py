@@ -44,6 +44,8 @@ REQUEST_TIMEOUT_S = 5.0
 """A connection that does not say what it wants is closed."""
 MAX_SILENT = 64
 """Connections that have not said what they want yet."""
+_MAX_UNREAD = 1024
+"""Packets of a client that are thrown away at the end; a socket holds fewer."""
 _UCRED = struct.Struct("3i")
 _CLIENT_INDEX_BASE = 1_000_000
 """Clients share the numbering of channel users with the fronts, which are below `limits.MAX_FRONT_PROCESSES`."""
@@ -170,6 +172,8 @@ class AttachClient:
             self._take(wire.parse(data))
         except BlockingIOError:
             return
+        except ConnectionResetError:  # it left without reading what we sent
+            self.close()
         except (OSError, PeerError, frames.FrameTooLongError) as error:
             _log.warning("attach client %d (uid %d): %s", self.index, self.uid, one_line(str(error), 200))
             self._end(wire.refused(RefusalCode.MALFORMED, str(error)))
@@ -196,7 +200,7 @@ class AttachClient:
             return
         self._timer.cancel()
         self._loop.remove_reader(self._socket)
-        self._socket.close()
+        close_politely(self._socket)
         self._server.left(self)
 
 
@@ -284,10 +288,20 @@ class AttachServer:
             _log.warning("attach: a client of uid %d is refused (%s)", uid, code.name.lower())
             with contextlib.suppress(OSError):
                 frames.send(sock, wire.refused(code, "this user may not attach" if code == 2 else "try again later"))
-            sock.close()
+            close_politely(sock)
             return
         index = next(self._indices)
         self._clients[index] = AttachClient(self, index, sock, uid)
+
+
+def close_politely(sock: socket.socket) -> None:
+    """Close so that the peer can read what it was sent: a packet of its own that nobody read would make that lost."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)  # from here on nothing more comes
+        for _ in range(_MAX_UNREAD):
+            if not sock.recv(1, socket.MSG_DONTWAIT):
+                break
+    sock.close()
 
 
 def compile_attached(attach: control.Attach, policy: PluginPolicy) -> bytes:

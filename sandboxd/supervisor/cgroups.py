@@ -1,5 +1,5 @@
 """
-The workers' cgroups: who may have one here, one leaf per worker, its limits, its figures and its end.
+The cgroups of workers and compilers: who may have one here, one leaf for each, its limits, its figures and its end.
 
 A leaf belongs to a worker and not to its tenant: while a version replaces another, two workers of the tenant
 run, and the old one's memory must not count against the new one. Leaves carry a number that is never used
@@ -84,6 +84,43 @@ class WorkerCgroup:
             _log.error("%s", error)
 
 
+class CompilerCgroup:
+    """
+    The leaf of one compiler: not the daemon's, so that a module on which code generation blows up takes no memory,
+    process or processor time of those who serve.
+
+    Args:
+        leaf: not made yet.
+
+    Raises:
+        JailError: it cannot be made.
+    """
+
+    def __init__(self, leaf: TenantCgroup) -> None:
+        self._leaf = leaf
+        limits = CgroupLimits(
+            memory_bytes=cgroup.COMPILER_MEMORY_BYTES,
+            pids=cgroup.COMPILER_PIDS,
+            cpu_weight=cgroup.COMPILER_WEIGHT,
+        )
+        leaf.create(limits)
+
+    def enter(self, pid: int) -> None:
+        """Move a fresh compiler in, before it has read a byte of the module. Raises JailError."""
+        self._leaf.add(pid)
+
+    def memory_death(self) -> bool:
+        """Return whether the kernel has killed something in it for want of memory."""
+        return bool(self._leaf.usage().oom_kills)
+
+    def remove(self) -> None:
+        """Kill what is left inside and remove the leaf; blocks for half a second at most."""
+        try:
+            self._leaf.remove()
+        except JailError as error:
+            _log.error("%s", error)
+
+
 class Cgroups:
     """
     The subtree that was given to the daemon, or the reason why there is none.
@@ -123,6 +160,8 @@ class Cgroups:
             cgroup.prepare_subtree(root)
             for path in cgroup.stale_leaves(root, frozenset()):
                 TenantCgroup(root, path.name.removeprefix(cgroup.TENANT_PREFIX)).remove()
+            for leaf in cgroup.stale_compilers(root):
+                leaf.remove()
         except (OSError, JailError, ValueError) as error:
             return cls(None, str(error))
         return cls(root)
@@ -145,6 +184,17 @@ class Cgroups:
             return None
         name = f"{policy.tenant}.{next(self._numbers)}"
         return WorkerCgroup(TenantCgroup(self._root, name), policy.isolation)
+
+    def compiler(self) -> CompilerCgroup | None:
+        """
+        Make the leaf for a new compiler; None if there are no cgroups.
+
+        Raises:
+            JailError: the kernel refuses what it should give.
+        """
+        if self._root is None:
+            return None
+        return CompilerCgroup(TenantCgroup(self._root, str(next(self._numbers)), cgroup.COMPILER_PREFIX))
 
     def status(self) -> dict[str, Any]:
         """Describe the layer for ``sandboxd status``."""

@@ -6,21 +6,25 @@ stop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import Any
 
 import sandboxd
 from sandboxd import limits, log
 from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
-from sandboxd.config import DaemonConfig, LogLevel
+from sandboxd.config import DaemonConfig, LogLevel, UnixListen
 from sandboxd.doctor.run import self_test
 from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, SandboxdError, WorkerError
+from sandboxd.front import grpc_settings
 from sandboxd.jail.cgroup import read_cgroup_facts
+from sandboxd.jail.front_jail import FrontJail, front_jail, give_up_most
 from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
 from sandboxd.jail.layers import resolve
 from sandboxd.policy.load import PolicyDirectory, load_directory
@@ -33,11 +37,15 @@ from sandboxd.supervisor.cgroups import Cgroups
 from sandboxd.supervisor.deployment import Settings
 from sandboxd.supervisor.fronts import FRONT_REFUSED, Front, Fronts
 from sandboxd.supervisor.launch import WorkerSpec
+from sandboxd.supervisor.ledger import Ledger
+from sandboxd.supervisor.ledger_file import FILE_NAME as LEDGER_NAME
+from sandboxd.supervisor.ledger_file import LedgerFile
 from sandboxd.supervisor.logs import FrontLogs
 from sandboxd.supervisor.notify import Notifier
 from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.prepare import PreparedTenant, our_code, prepare_tenant
-from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory
+from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory, remove_dead_socket
+from sandboxd.supervisor.spares import Spares
 from sandboxd.supervisor.tenant import Services
 from sandboxd.supervisor.users import AllUsers
 from sandboxd.supervisor.zygote import FrontMain, Zygote
@@ -79,14 +87,16 @@ def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
     cgroups = Cgroups.take(read_cgroup_facts())  # while we are alone in ours
     if not cgroups.live:
         _log.warning("tenants have no cgroups: %s", cgroups.reason)
+    jailer = replace(jailer, compiler_cgroup=cgroups.compiler)
     logs = FrontLogs()
-    zygote = Zygote(front_main or functools.partial(_front_main, config))
+    zygote = Zygote(front_main or functools.partial(_front_main, config, front_jail(config.front.user)))
     logs.fronts_can_be_forked()
     try:
         daemon = Daemon(config, runtime, keys, zygote, cgroups=cgroups, jailer=jailer, artefact_key=artefact_key)
         return asyncio.run(daemon.run(loaded))
     finally:
         zygote.close()
+        _remove_sockets(config)
         runtime.close()
         logs.close()
 
@@ -105,12 +115,23 @@ def _jailer(config: DaemonConfig) -> Jailer:
     return jailer
 
 
-def _front_main(config: DaemonConfig, index: int, control: socket.socket) -> None:
-    # Only here, in the forked child: the supervisor itself never loads gRPC.
-    from sandboxd.front.server import serve_front  # noqa: PLC0415
+def _remove_sockets(config: DaemonConfig) -> None:
+    """Remove what the fronts listened on; they have no right to any more."""
+    for listen in (*config.front.listen, *config.front.tenant_sockets.values()):
+        paths = map(listen.path, range(config.front.processes)) if isinstance(listen, UnixListen) else ()
+        for path in paths:
+            with contextlib.suppress(OSError, ConfigError):
+                remove_dead_socket(path)
 
+
+def _front_main(config: DaemonConfig, jail: FrontJail, index: int, control: socket.socket) -> None:
     try:
-        serve_front(index, control, config)
+        give_up_most(jail)
+        grpc_settings.set_environment()
+        # Only here, in the forked child: the supervisor itself never loads gRPC.
+        from sandboxd.front.server import serve_front  # noqa: PLC0415
+
+        serve_front(index, control, config, jail)
     except SandboxdError as error:
         _log.critical("%s", error)
         sys.exit(FRONT_REFUSED)
@@ -159,6 +180,9 @@ class Daemon:
         self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self.fronts = Fronts(self._zygote, self._config.front.processes, self)
         self.attach = self._attach_server()
+        self._spares = Spares(self._config.worker.spares)
+        self.ledger = Ledger()
+        ledger_file = LedgerFile(self._config.state_directory / LEDGER_NAME, self.ledger)
         self.pool = Pool(self._services())
         server = AdminServer(self._admin_path, self._handle)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -178,6 +202,8 @@ class Daemon:
                 self.attach.stop()
             await self.fronts.drain(STOP_GRACE_S)
             await self.pool.stop()
+            self._spares.close()
+            await ledger_file.close()
             for task in self._background:
                 task.cancel()
         return self._exit_status
@@ -197,6 +223,7 @@ class Daemon:
         await self.pool.apply(loaded)
         if self.attach is not None:
             self.attach.start()
+        self._spares.start()
         self._notifier.ready(self._summary())
         _log.info("ready: %s", self._summary())
         if self._notifier.watchdog_s:
@@ -219,8 +246,7 @@ class Daemon:
         _log.info("self-test: no attack gets out of the jail")
 
     def _services(self) -> Services:
-        may_spin = len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN
-        spin = self._config.worker.spin_us * LOOKS_PER_US if may_spin else 0
+        spin = self._config.worker.spin_us * LOOKS_PER_US
         return Services(
             fronts=AllUsers((lambda: self.fronts.reachable, lambda: self.attach.ready if self.attach else {})),
             settings=Settings(
@@ -229,14 +255,14 @@ class Daemon:
             prepare=self._prepare,
             redaction_key=self._keys.of,
             worker_spec=self._worker_spec,
+            ledger=self.ledger,
         )
 
     def _attach_server(self) -> AttachServer | None:
         config = self._config.attach
         if config is None:
             return None
-        may_spin = len(os.sched_getaffinity(0)) >= limits.MIN_CPUS_TO_SPIN
-        spin_ns = self._config.channel.spin_us * limits.US_NS if may_spin else 0
+        spin_ns = self._config.channel.spin_us * limits.US_NS
         return AttachServer(AttachSettings(config.socket, config.uids, config.channels, spin_ns), self)
 
     async def _prepare(self, policy: TenantPolicy) -> PreparedTenant:
@@ -269,7 +295,7 @@ class Daemon:
             max_threads=2 * (policy.isolation.pids + 1),
             require=require,
         )
-        return WorkerSpec(policy.tenant, wishes, self._jailer, self._cgroups.worker(policy))
+        return WorkerSpec(policy.tenant, wishes, self._jailer, self._cgroups.worker(policy), self._spares.take)
 
     # --- FrontListener ---
 
@@ -348,11 +374,21 @@ class Daemon:
             case admin.ADMIN_COMMAND_RELOAD:
                 return await self._reload()
             case admin.ADMIN_COMMAND_RESTART:
-                if request.tenant and request.tenant not in self.pool.tenants:
-                    known = tuple(sorted(self.pool.tenants))
-                    raise ConfigError(f"there is no tenant {log.one_line(request.tenant, 80)}", allowed=known)
-                return {"results": await self.pool.restart(request.tenant)}
+                self._check_names(request)
+                return {"results": await self.pool.restart(request.tenant, request.plugin)}
+            case admin.ADMIN_COMMAND_CRASHES:
+                return {"entries": status.crashes_status(self.ledger, request.tenant, request.plugin)}
         raise ConfigError("this daemon does not know the command")
+
+    def _check_names(self, request: admin.AdminRequest) -> None:
+        tenants = self.pool.tenants
+        if request.tenant and request.tenant not in tenants:
+            problem = f"there is no tenant {log.one_line(request.tenant, 80)}"
+            raise ConfigError(problem, allowed=tuple(sorted(tenants)))
+        plugins = tuple(self.plugin_names(request.tenant))
+        if request.plugin and request.plugin not in plugins:
+            problem = f"tenant {request.tenant} has no plugin {log.one_line(request.plugin, 80)}"
+            raise ConfigError(problem, allowed=plugins)
 
     async def _status(self) -> dict[str, Any]:
         await asyncio.gather(*(front.refresh(0.5) for front in self.fronts.ready.values()))
@@ -367,7 +403,7 @@ class Daemon:
             "jail": status.jail_status(self._jailer, self_test=self._config.jail.self_test),
             "front_restarts": self.fronts.restarts,
             "fronts": status.fronts_status(self.fronts, self.pool, now_s),
-            "tenants": status.pool_status(self.pool, now_s),
+            "tenants": status.pool_status(self.pool, self.ledger, now_s),
             **status.process_usage(os.getpid()),
         }
 

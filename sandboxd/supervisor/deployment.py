@@ -16,21 +16,27 @@ from typing import Any
 from sandboxd.channel.memfd import create_channel
 from sandboxd.errors import WorkerError
 from sandboxd.jail.layers import resolve
+from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import front_frames, worker_protocol
+from sandboxd.supervisor.crash_reports import CrashReports
+from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.launch import WorkerSpec
+from sandboxd.supervisor.plugin_metrics import PluginMetrics, Report
 from sandboxd.supervisor.prepare import PreparedPlugin, PreparedTenant
 from sandboxd.supervisor.process import WorkerProcess
+from sandboxd.supervisor.shared_region import SharedRegion
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.supervisor.users import ChannelUser, UserSet
-from sandboxd.supervisor.vms import Vm, failure_record, failure_text, vm_ids
+from sandboxd.supervisor.vms import Vm, failure_text, vm_ids
 from sandboxd.supervisor.worker_protocol import VmState
 
 _log = logging.getLogger(__name__)
 
+PONGS_PER_METRICS = 5
+"""How many answers to a ping lie between two reports of the plugins' metrics."""
 LOAD_TIMEOUT_S = 60.0
 START_SLACK_S = 10.0
 """Beyond the policy's own start_time, which the worker keeps."""
-KEPT_FAILURES = 5
 DRAIN_SLACK_S = 2.0
 """The fronts keep the drain time; a front that forgot to answer must not keep a worker alive."""
 
@@ -55,7 +61,9 @@ class Deployment:
         fronts: the fronts and other users of channels, as they come and go.
         settings: what all deployments share.
         redaction_key: the tenant's key for the ``hash`` redaction.
-        on_gone: called once when the worker is gone, with the operator's sentence.
+        on_gone: called once when the worker is gone.
+        crashes: takes note of what fails, and says what follows.
+        shared: the tenant's shared region.
     """
 
     def __init__(
@@ -66,7 +74,9 @@ class Deployment:
         settings: Settings,
         *,
         redaction_key: bytes,
-        on_gone: Callable[[Deployment, str], None],
+        on_gone: Callable[[Deployment, Exit], None],
+        crashes: CrashReports,
+        shared: SharedRegion,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.prepared = prepared
@@ -76,6 +86,8 @@ class Deployment:
         self._settings = settings
         self._redaction_key = redaction_key
         self._on_gone = on_gone
+        self._crashes = crashes
+        self._shared = shared
         self.live = False
         self.retired = False
         self.gone = False
@@ -83,6 +95,8 @@ class Deployment:
         self.problems: dict[str, str] = {name: p.text for name, p in prepared.problems.items()}
         """Why a plugin does not run, by name."""
         self.load_ns: dict[str, int] = {}
+        self.metrics: dict[str, PluginMetrics] = {}
+        """What the plugins have reported, by name; `read_metrics` asks for it."""
         self._plugin_ids = {name: number for number, name in enumerate(prepared.plugins, 1)}
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._loaded: dict[int, asyncio.Future[str]] = {}
@@ -125,7 +139,7 @@ class Deployment:
         try:
             error = await asyncio.wait_for(loaded, LOAD_TIMEOUT_S)
         except TimeoutError:
-            self.worker.kill(f"did not load plugin {name} in {LOAD_TIMEOUT_S:.0f} seconds")
+            self.worker.kill(f"did not load plugin {name} in {LOAD_TIMEOUT_S:.0f} seconds", ExitCause.START_TIME)
             raise WorkerError(f"worker did not load plugin {name} in time") from None
         if error:
             self.problems[name] = f"the worker could not load it: {error}"
@@ -135,10 +149,11 @@ class Deployment:
         try:
             error = await asyncio.wait_for(asyncio.shield(vm.first_outcome), start_s + START_SLACK_S)
         except TimeoutError:
-            self.worker.kill(f"did not start a VM of plugin {vm.plugin} in {start_s + START_SLACK_S:.0f} seconds")
+            reason = f"did not start a VM of plugin {vm.plugin} in {start_s + START_SLACK_S:.0f} seconds"
+            self.worker.kill(f"{reason} (limits.start_time is {start_s:g} s)", ExitCause.START_TIME)
             raise WorkerError(f"worker did not start plugin {vm.plugin} in time") from None
         if error:
-            self.problems[vm.plugin] = error
+            self.problems.setdefault(vm.plugin, error)
 
     def go_live(self) -> None:
         """Show this deployment to the fronts; from now on it gets the tenant's streams."""
@@ -180,9 +195,9 @@ class Deployment:
                 found.setdefault(name, "all its VMs have failed and wait to be started again")
         return found
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: str, cause: ExitCause) -> None:
         """SIGKILL the worker."""
-        self.worker.kill(reason)
+        self.worker.kill(reason, cause)
 
     # --- fronts ---
 
@@ -199,7 +214,7 @@ class Deployment:
             return
         have = {(vm.plugin, vm.front.index) for vm in self.vms.values()}
         for name, plugin in self.prepared.plugins.items():
-            if not self._is_loaded(name):
+            if not self._is_loaded(name) or self._crashes.quarantine(name):
                 continue
             for index, front in fronts.items():
                 if (name, index) not in have and front.wants(self.tenant, name):
@@ -207,7 +222,7 @@ class Deployment:
 
     def introduce(self, front: ChannelUser) -> None:
         """Tell a new front of every plugin; the channels of those that can run follow."""
-        down = self._without_vm()
+        down = self._not_served()
         for plugin in self.prepared.policy.plugins:
             name = plugin.name
             if name in down:
@@ -215,12 +230,13 @@ class Deployment:
             else:
                 self._down(front, name, "it is starting", starting=True)
 
-    def _without_vm(self) -> list[str]:
-        return [name for name in self.problems if not any(vm.plugin == name for vm in self.vms.values())]
+    def _not_served(self) -> list[str]:
+        have = {vm.plugin for vm in self.vms.values()}
+        return [name for name in self.problems if name not in have or self._crashes.quarantine(name)]
 
     def report_problems(self, fronts: Iterable[ChannelUser]) -> None:
-        """Tell fronts of the plugins that have no VM at all."""
-        down = self._without_vm()
+        """Tell fronts of the plugins that get no new streams: in quarantine, or without any VM."""
+        down = self._not_served()
         for front in fronts:
             for name in down:
                 self._down(front, name, self.problems[name])
@@ -230,8 +246,9 @@ class Deployment:
         vm = self.vms.get(channel_id)
         if vm is None:
             return False
-        if self.retired:
+        if self.retired or self._crashes.quarantine(vm.plugin):
             self._close_vm(vm)
+        if self.retired:
             self._stop_if_drained()
         return True
 
@@ -254,9 +271,17 @@ class Deployment:
             vm_id, self._plugin_ids[vm.plugin], self._settings.ring_bytes, self._settings.worker_spin
         )
         blob = plugin.configuration(self._settings.ring_bytes, self._settings.log_level)
-        self.worker.open_vm(request, (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob.fd))
+        self.worker.open_vm(request, (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob.fd, self._shared.fd))
+
+    def read_metrics(self) -> None:
+        """Have all VMs report their metrics; what they say ends in `metrics`."""
+        if not self.gone:
+            self.worker.view.expect_metrics()
+            self.worker.send(control.ToWorker(read_metrics=control.ReadMetrics()))
 
     def _close_vm(self, vm: Vm) -> None:
+        if vm.plugin in self.metrics:
+            self.metrics[vm.plugin].gone(vm.vm_id)
         if not vm.first_outcome.done():
             vm.first_outcome.set_result("")
         vm.close_fds()
@@ -266,6 +291,9 @@ class Deployment:
     def _attach_or_report(self, vm: Vm) -> None:
         view = self.worker.view.vms.get(vm.vm_id)
         if vm.attached or view is None or not self.live or not vm.front.wants(self.tenant, vm.plugin):
+            return
+        if self._crashes.quarantine(vm.plugin):
+            self._down(vm.front, vm.plugin, self.problems.get(vm.plugin, "in quarantine"))
             return
         if view.state is VmState.RUNNING and vm.fds is not None:
             frame = front_frames.attach(
@@ -307,8 +335,18 @@ class Deployment:
                 for usage in event.vms:
                     if usage.vm_id in self.vms:
                         self.vms[usage.vm_id].usage = usage
+                if event.number % PONGS_PER_METRICS == 0:
+                    self.read_metrics()
+            case Report():
+                self._metrics(event)
             case worker_protocol.VmClosed() | worker_protocol.WorkerFailed():
                 pass
+
+    def _metrics(self, report: Report) -> None:
+        vm = self.vms.get(report.vm_id)
+        if vm is not None:
+            most = self.prepared.plugins[vm.plugin].policy.limits.metrics
+            self.metrics.setdefault(vm.plugin, PluginMetrics(most)).take(report)
 
     def _plugin_loaded(self, event: worker_protocol.PluginLoaded) -> None:
         name = next(name for name, number in self._plugin_ids.items() if number == event.plugin_id)
@@ -338,22 +376,59 @@ class Deployment:
         vm = self.vms.get(event.vm_id)
         if vm is None:
             return
-        vm.failures.append(failure_record(event))
-        text = failure_text(event)
+        ruling = self._crashes.vm_failed(vm.plugin, event)
+        text = failure_text(event, self.prepared.plugins[vm.plugin].policy)
+        view = self.worker.view.vms.get(vm.vm_id)
+        comes_back = ruling.quarantine is None and view is not None and view.state is VmState.FAILED
         if self._throttle.admits(self._loop.time()):
-            again = f"starts again in {event.retry_in_ns / 1e9:.1f} s" if event.retry_in_ns else "stays down"
+            again = f"starts again in {ruling.delay_s:.1f} s" if comes_back else "stays down"
             _log.warning("tenant %s: plugin %s: VM %d %s; it %s", self.tenant, vm.plugin, vm.vm_id, text, again)
         if not vm.first_outcome.done():
             vm.first_outcome.set_result(text)
+        if ruling.quarantine is not None:
+            self._quarantine(vm.plugin)
+        elif comes_back:
+            self._loop.call_later(ruling.delay_s, self._restart_vm, vm.vm_id)
         if event.while_starting and not vm.attached:
-            self.problems[vm.plugin] = text
+            if not self._crashes.quarantine(vm.plugin):
+                self.problems[vm.plugin] = text
             self._attach_or_report(vm)
 
-    def _worker_gone(self, sentence: str) -> None:
+    def _restart_vm(self, vm_id: int) -> None:
+        vm = self.vms.get(vm_id)
+        if vm is not None and not self.gone and not self._crashes.quarantine(vm.plugin):
+            self.worker.restart_vm(vm_id)
+
+    def _quarantine(self, name: str) -> None:
+        """
+        Give a plugin no new streams and no new starts. VMs of it that run keep their open streams until these end; who
+        has a VM that does not run has lost them already.
+        """
+        text = self._crashes.quarantine(name)
+        if self.problems.get(name) == text:
+            return
+        self.problems[name] = text
+        _log.error("tenant %s: plugin %s: %s", self.tenant, name, text)
+        mine = [vm for vm in self.vms.values() if vm.plugin == name]
+        if self.live:
+            for front in self._fronts.ready.values():
+                self._down(front, name, text)
+        for vm in mine:
+            if vm.attached and self.live:
+                vm.front.superseded(vm.vm_id)
+        timeout_s = self._settings.drain_timeout_s + DRAIN_SLACK_S
+        self._loop.call_later(timeout_s, self._close_vms, [vm.vm_id for vm in mine])
+
+    def _close_vms(self, vm_ids_: Iterable[int]) -> None:
+        for vm_id in vm_ids_:
+            if not self.gone and (vm := self.vms.get(vm_id)) is not None:
+                self._close_vm(vm)
+
+    def _worker_gone(self, end: Exit) -> None:
         self.gone = True
         if self._drain_timer is not None:
             self._drain_timer.cancel()
-        error = WorkerError(f"worker {self.worker.pid} {sentence}")
+        error = WorkerError(f"worker {self.worker.pid} {end.sentence}")
         outcomes = [vm.first_outcome for vm in self.vms.values()]
         waiting: list[asyncio.Future[Any]] = [self._ready, *self._loaded.values(), *outcomes]
         for future in waiting:
@@ -366,7 +441,7 @@ class Deployment:
                 vm.front.send(front_frames.detach(vm.vm_id, str(error)))
             if self.live:
                 self._down(vm.front, vm.plugin, str(error))
-        self._on_gone(self, sentence)
+        self._on_gone(self, end)
 
     def _stop_if_drained(self) -> None:
         if not any(vm.attached for vm in self.vms.values()):

@@ -1,10 +1,43 @@
-"""How a process ended, in a sentence for the operator. Pure."""
+"""How a process ended: a sentence for the operator and a cause for the ledger. Pure."""
 
 from __future__ import annotations
 
+import enum
 import signal
+from dataclasses import dataclass
 
 from sandboxd.log import one_line
+
+
+class ExitCause(enum.StrEnum):
+    """Why a worker is gone, for counters; beside the causes of failed VMs."""
+
+    WORKER_EXIT = "worker_exit"
+    """It ended by itself."""
+    WORKER_SIGNAL = "worker_signal"
+    """A signal that we did not send: a crash of the engine, or the operator."""
+    WORKER_SECCOMP = "worker_seccomp"
+    """A system call that its jail forbids."""
+    WORKER_MEMORY = "worker_memory"
+    """The kernel killed it at the limit of the tenant's memory."""
+    WORKER_SILENT = "worker_silent"
+    """It did not answer our pings."""
+    WORKER_PROTOCOL = "worker_protocol"
+    """It said what no honest worker says."""
+    WALL_TIME = "wall_time"
+    """An event had no verdict long after its time."""
+    START_TIME = "start_time"
+    """It was not ready, or a plugin of it not loaded or started, in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a worker."""
+
+    sentence: str
+    """Without a subject: ``was killed with SIGKILL ...``."""
+    cause: ExitCause
+
 
 _SIGNALS = {
     signal.SIGKILL: "was killed with SIGKILL: by the operator, or by the kernel for want of memory"
@@ -44,3 +77,10 @@ def sentence(return_code: int, *, killed_for: str = "") -> str:
     except ValueError:
         return f"was ended by signal {-return_code}"
     return _SIGNALS.get(number, f"was ended by {number.name}")
+
+
+def cause(return_code: int) -> ExitCause:
+    """Return the cause of an end that was none of our doing; the return code is as for `sentence`."""
+    if return_code >= 0:
+        return ExitCause.WORKER_EXIT
+    return ExitCause.WORKER_SECCOMP if return_code == -signal.SIGSYS else ExitCause.WORKER_SIGNAL

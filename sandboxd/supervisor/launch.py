@@ -8,13 +8,44 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxd.jail.command import python_module
 from sandboxd.jail.full_plan import JailPlan, encode
 from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import frames
 from sandboxd.supervisor.cgroups import WorkerCgroup
+
+END_GRACE_S = 2.0
+"""From closing the control socket of a process that was not set up to SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A worker's process that waits for its setup."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    """Our end of its control socket."""
+    control_fd: int
+    """Its end, by its number there."""
+
+    def close(self) -> None:
+        """End it: it leaves by itself when its socket ends."""
+        self.socket.close()
+        try:
+            self.process.communicate(timeout=END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+
+
+def launch() -> Launched:
+    """Start a worker's process; see `start`. Raises OSError."""
+    with frames.Pair() as pair:
+        return Launched(start(pair.theirs), pair.ours, pair.theirs.fileno())
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +58,8 @@ class WorkerSpec:
     """None: this machine's, with nothing tolerated."""
     cgroup: WorkerCgroup | None = None
     """The leaf that it is put into before it is told anything; None: there are none here."""
+    launch: Callable[[], Launched] = field(default=launch, compare=False)
+    """Gives the process."""
 
     def plan(self, control_fd: int, waiter_pid: int) -> JailPlan:
         """

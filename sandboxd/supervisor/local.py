@@ -32,6 +32,7 @@ from sandboxd.supervisor import exits, frames, launch
 from sandboxd.supervisor.deployment import LOAD_TIMEOUT_S, START_SLACK_S
 from sandboxd.supervisor.prepare import PreparedPlugin, prepare_plugin
 from sandboxd.supervisor.process import READY_TIMEOUT_S, STOP_GRACE_S
+from sandboxd.supervisor.shared_region import SharedRegion
 from sandboxd.supervisor.vms import failure_text
 from sandboxd.supervisor.worker_protocol import (
     Event,
@@ -54,11 +55,15 @@ _EventT = TypeVar("_EventT", bound=Event)
 class VmStartError(WorkerError):
     """The plugin's VM did not start."""
 
-    def __init__(self, failure: VmFailed, log_lines: tuple[tuple[int, str], ...] = ()) -> None:
+    def __init__(self, failure: VmFailed, policy: PluginPolicy, log_lines: tuple[tuple[int, str], ...] = ()) -> None:
         self.failure = failure
         self.log_lines = log_lines
         """What the guest logged while starting: level and text."""
-        super().__init__(failure_text(failure))
+        super().__init__(failure_text(failure, policy))
+
+
+RESTARTS = 1 << 20
+"""A VM that has served starts again at once: here nobody keeps a ledger."""
 
 
 class LocalSandbox:
@@ -104,6 +109,7 @@ class LocalSandbox:
         self._spin = spin
         self._next_vm_id = 1
         self._vms: list[SyncVm] = []
+        self._shared = SharedRegion()
         with frames.Pair() as pair:
             self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
             self._socket: socket.socket = pair.ours
@@ -144,7 +150,7 @@ class LocalSandbox:
             self._start_vm(channel)
             vm.wait_ready(START_SLACK_S)
         except VmStartError as error:
-            raise VmStartError(error.failure, _loose_log(vm)) from None
+            raise VmStartError(error.failure, self.plugin, _loose_log(vm)) from None
         return vm
 
     def open_channel(self) -> ChannelFds:
@@ -161,11 +167,11 @@ class LocalSandbox:
         vm_id = self._next_vm_id
         self._next_vm_id += 1
         blob = self.prepared.configuration(self._ring_bytes)
-        request = self.prepared.open_request(vm_id, _PLUGIN_ID, self._ring_bytes, self._spin)
-        self.view.vms[vm_id] = VmView(_PLUGIN_ID)
+        request = self.prepared.open_request(vm_id, _PLUGIN_ID, self._ring_bytes, self._spin, restarts=RESTARTS)
+        self.view.vms[vm_id] = VmView(_PLUGIN_ID, starts=1 + RESTARTS)
         self._send(
             control.ToWorker(open_vm=request),
-            (channel.memfd, channel.vm_event_fd, channel.client_event_fd, blob.fd),
+            (channel.memfd, channel.vm_event_fd, channel.client_event_fd, blob.fd, self._shared.fd),
         )
         self._wait_started(vm_id)
 
@@ -192,7 +198,7 @@ class LocalSandbox:
         with contextlib.suppress(TimeoutError, WorkerError):
             while not self.failures:
                 self._note(self._receive(deadline_s - time.monotonic()))
-        return f": {failure_text(self.failures.pop())}" if self.failures else ""
+        return f": {failure_text(self.failures.pop(), self.plugin)}" if self.failures else ""
 
     def close(self) -> None:
         """End the worker; bounded in time."""
@@ -234,7 +240,7 @@ class LocalSandbox:
                 return
             if isinstance(event, VmFailed) and event.vm_id == vm_id:
                 self.view.vms[vm_id].state = VmState.DOWN
-                raise VmStartError(event)
+                raise VmStartError(event, self.plugin)
 
     def _wait_for(self, kind: type[_EventT], timeout_s: float) -> _EventT:
         deadline_s = time.monotonic() + timeout_s

@@ -56,11 +56,14 @@ class Pool:
                 await self._remove(name)
             return results
 
-    async def restart(self, name: str) -> dict[str, dict[str, str]]:
-        """Replace the worker of one tenant, or of all if the name is empty. An unknown name is a KeyError."""
+    async def restart(self, name: str, plugin: str = "") -> dict[str, dict[str, str]]:
+        """
+        Replace the worker of one tenant, or of all if the name is empty; lift the quarantine of one plugin, or of all
+        if its name is empty. An unknown name is a KeyError.
+        """
         names = [name] if name else list(self.tenants)
         tenants = [self.tenants[one] for one in names]
-        errors = await asyncio.gather(*(tenant.restart() for tenant in tenants))
+        errors = await asyncio.gather(*(tenant.restart(plugin) for tenant in tenants))
         return {
             one: {"result": "failed" if error else "restarted", "error": error}
             for one, error in zip(names, errors, strict=True)
@@ -112,7 +115,7 @@ class Pool:
         if tenant is None or tenant.policy is None or tenant.current is None:
             return True
         same = (tenant.policy.digest, tenant.policy.source_path) == (policy.digest, policy.source_path)
-        return not same or tenant.state is not TenantState.RUNNING
+        return not same or not (tenant.state is TenantState.RUNNING or tenant.only_quarantined)
 
     def _is_removed(self, name: str, tenant: Tenant, loaded: PolicyDirectory) -> bool:
         if name in loaded.policies:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandboxd import limits
 from sandboxd.channel.memfd import create_blob
 from sandboxd.compiler import client
 from sandboxd.compiler.client import CompileSettings, HostCode, compile_module, host_code
@@ -66,18 +65,9 @@ class PreparedPlugin:
             start_cpu_ns=asked.start_time_ns,
         )
 
-    def open_request(self, vm_id: int, plugin_id: int, ring_bytes: int, spin: int) -> control.OpenVm:
-        """Return the frame that has a worker start a VM."""
-        restart = self.policy.failure.restart
-        return control.OpenVm(
-            vm_id=vm_id,
-            plugin_id=plugin_id,
-            ring_bytes=ring_bytes,
-            spin=spin,
-            restart_backoff_ns=restart.backoff_ms * limits.MS_NS,
-            restart_max_crashes=restart.max_crashes,
-            restart_window_ns=restart.window_ms * limits.MS_NS,
-        )
+    def open_request(self, vm_id: int, plugin_id: int, ring_bytes: int, spin: int, restarts: int = 0) -> control.OpenVm:
+        """Return the frame that has a worker start a VM; ``restarts`` as in `control.OpenVm`."""
+        return control.OpenVm(vm_id=vm_id, plugin_id=plugin_id, ring_bytes=ring_bytes, spin=spin, restarts=restarts)
 
     def configuration(self, ring_bytes: int, log_level: int = 0) -> Blob:
         """Return the configuration blob of one VM, with fresh entropy; ``log_level`` as for `vm_config`."""

@@ -19,6 +19,7 @@ from sandboxd.jail.full_plan import JailPlan
 from sandboxd.jail.waiter import worker_pid
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
+from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
 from sandboxd.supervisor.worker_protocol import Event, VmState, VmView, WorkerView
 
@@ -45,11 +46,11 @@ class WorkerProcess:
     Args:
         spec: what it makes of itself.
         on_event: called with each checked event.
-        on_exit: called once with the operator's sentence when the process is gone.
+        on_exit: called once when the process is gone.
     """
 
     def __init__(
-        self, spec: launch.WorkerSpec, on_event: Callable[[Event], None], on_exit: Callable[[str], None]
+        self, spec: launch.WorkerSpec, on_event: Callable[[Event], None], on_exit: Callable[[Exit], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
@@ -57,6 +58,7 @@ class WorkerProcess:
         self.view = WorkerView()
         self.started_s = self._loop.time()
         self.killed_for = ""
+        self._kill_cause = ExitCause.WORKER_PROTOCOL
         self.stopping = False
         self.exited = False
         self.layers: tuple[str, ...] = ()
@@ -66,10 +68,10 @@ class WorkerProcess:
         self._allowance_s = self._loop.time()
         self._last_pong_s = self._loop.time()
         self.cgroup = spec.cgroup
-        with frames.Pair() as pair:
-            self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
-            self._plan = self._prepare_jail(spec, pair.theirs.fileno())
-            self._socket = pair.ours
+        launched = spec.launch()
+        self._process: subprocess.Popen[bytes] = launched.process
+        self._socket = launched.socket
+        self._plan = self._prepare_jail(spec, launched.control_fd)
         self.pid = self._process.pid
         """Of the worker; until it is ready, of the process that becomes its waiter."""
         self.waiter_pid = self._process.pid
@@ -82,7 +84,7 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._exited)
         self._loop.add_reader(self._socket, self._readable)
         self._loop.add_reader(self._stderr_fd, self._stderr_readable)
-        self._timer = self._loop.call_later(READY_TIMEOUT_S, self.kill, "was not ready in time")
+        self._timer = self._loop.call_later(READY_TIMEOUT_S, self.kill, "was not ready in time", ExitCause.START_TIME)
         self.send(spec.setup(self._plan))
 
     # --- its jail and its cgroup ---
@@ -95,6 +97,7 @@ class WorkerProcess:
         except JailError:
             self._process.kill()
             self._process.communicate()
+            self._socket.close()
             self._leave_cgroup()
             raise
         return plan
@@ -141,6 +144,14 @@ class WorkerProcess:
         self.view.vms[request.vm_id] = VmView(request.plugin_id)
         self.send(control.ToWorker(open_vm=request), fds)
 
+    def restart_vm(self, vm_id: int) -> None:
+        """Give a VM that failed leave to start again; a `VmStarted` or `VmFailed` event follows."""
+        vm = self.view.vms.get(vm_id)
+        if vm is not None and vm.state is VmState.FAILED:
+            vm.state = VmState.STARTING
+            vm.starts += 1
+            self.send(control.ToWorker(restart_vm=control.RestartVm(vm_id=vm_id)))
+
     def close_vm(self, vm_id: int) -> None:
         """Have a VM shut down; a `VmClosed` event follows."""
         vm = self.view.vms.get(vm_id)
@@ -148,11 +159,12 @@ class WorkerProcess:
             vm.state = VmState.CLOSING
             self.send(control.ToWorker(close_vm=control.CloseVm(vm_id=vm_id)))
 
-    def kill(self, reason: str) -> None:
+    def kill(self, reason: str, cause: ExitCause = ExitCause.WORKER_PROTOCOL) -> None:
         """SIGKILL, now. `on_exit` follows when the kernel has cleaned up."""
         if self.exited or self.killed_for:
             return
         self.killed_for = reason
+        self._kill_cause = cause
         _log.debug("tenant %s: worker %d is killed: it %s", self.name, self.pid, reason)
         self._kill()
 
@@ -201,7 +213,7 @@ class WorkerProcess:
         if not self.stopping and not self.exited:
             # It closed its socket or died; if it lives, give it a moment to say so by its exit status.
             self._timer.cancel()
-            self._timer = self._loop.call_later(0.5, self.kill, "closed its control socket")
+            self._timer = self._loop.call_later(0.5, self.kill, "closed its control socket", ExitCause.WORKER_EXIT)
 
     def _spend_allowance(self) -> None:
         now_s = self._loop.time()
@@ -227,7 +239,7 @@ class WorkerProcess:
     def _pulse(self) -> None:
         silence_s = self._loop.time() - self._last_pong_s
         if silence_s > PONG_TIMEOUT_S:
-            self.kill(f"did not answer for {silence_s:.0f} seconds")
+            self.kill(f"did not answer for {silence_s:.0f} seconds", ExitCause.WORKER_SILENT)
             return
         self.view.last_ping += 1
         self.send(control.ToWorker(ping=control.Ping(number=self.view.last_ping)))
@@ -266,13 +278,14 @@ class WorkerProcess:
         assert self._process.stderr is not None
         self._process.stderr.close()
         text = exits.sentence(return_code, killed_for=self.killed_for)
-        if self.cgroup is not None and not self.killed_for:
-            text = self.cgroup.memory_death() or text
+        cause = self._kill_cause if self.killed_for else exits.cause(return_code)
+        if self.cgroup is not None and not self.killed_for and (death := self.cgroup.memory_death()):
+            text, cause = death, ExitCause.WORKER_MEMORY
         self._leave_cgroup()
         words = exits.last_words(self._stderr_tail)
         if words and not self.stopping:
             text = f"{text}; its last words: {words}"
-        self._on_exit(text)
+        self._on_exit(Exit(text, cause))
 
     def _drain_socket(self) -> None:
         """Hear what it said before it died: the reason is often there."""

@@ -10,13 +10,17 @@ import psutil
 
 from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.supervisor.cgroups import usage_status
+from sandboxd.supervisor.crash_reports import subject_of
 from sandboxd.supervisor.deployment import Deployment
 from sandboxd.supervisor.fronts import Front, Fronts
+from sandboxd.supervisor.ledger import Ledger, Subject
+from sandboxd.supervisor.ledger_file import crash_json, entry_json
 from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.tenant import Tenant
 from sandboxd.supervisor.vms import Vm
 
 Json = dict[str, Any]
+SHOWN_CRASHES = 5
 
 
 def jail_status(jailer: Jailer, *, self_test: bool) -> Json:
@@ -63,12 +67,18 @@ def _counters(text: str) -> dict[str, Json]:
     return {}
 
 
-def pool_status(pool: Pool, now_s: float) -> list[Json]:
+def pool_status(pool: Pool, ledger: Ledger, now_s: float) -> list[Json]:
     """Describe the tenants, by name."""
-    return [_tenant(pool.tenants[name], now_s) for name in sorted(pool.tenants)]
+    return [_tenant(pool.tenants[name], ledger, now_s) for name in sorted(pool.tenants)]
 
 
-def _tenant(tenant: Tenant, now_s: float) -> Json:
+def crashes_status(ledger: Ledger, tenant: str, plugin: str) -> list[Json]:
+    """Describe what the ledger knows, by tenant and plugin; empty names mean all."""
+    entries = sorted(ledger.find(tenant, plugin), key=lambda entry: entry.subject)
+    return [{**entry_json(entry), "total": entry.total} for entry in entries]
+
+
+def _tenant(tenant: Tenant, ledger: Ledger, now_s: float) -> Json:
     deployment = tenant.current
     policy = deployment.prepared.policy if deployment else tenant.policy
     return {
@@ -80,7 +90,7 @@ def _tenant(tenant: Tenant, now_s: float) -> Json:
         "restarts": tenant.restarts,
         "draining_workers": [draining.worker.pid for draining in tenant.draining],
         "worker": _worker(deployment, now_s) if deployment else None,
-        "plugins": _plugins(deployment) if deployment else [],
+        "plugins": _plugins(deployment, ledger) if deployment else [],
     }
 
 
@@ -96,15 +106,24 @@ def _worker(deployment: Deployment, now_s: float) -> Json:
     }
 
 
-def _plugins(deployment: Deployment) -> list[Json]:
-    return [_plugin(deployment, plugin.name) for plugin in deployment.prepared.policy.plugins]
+def _plugins(deployment: Deployment, ledger: Ledger) -> list[Json]:
+    return [_plugin(deployment, ledger, plugin.name) for plugin in deployment.prepared.policy.plugins]
 
 
-def _plugin(deployment: Deployment, name: str) -> Json:
+def _crashes(ledger: Ledger, subject: Subject | None) -> Json:
+    entry = ledger.get(subject) if subject is not None else None
+    quarantine = entry.quarantine if entry is not None else None
+    return {
+        "crash_counts": dict(entry.counts) if entry is not None else {},
+        "quarantine": {"since_s": quarantine.since_s, "reason": quarantine.reason} if quarantine is not None else None,
+        "last_failures": [crash_json(crash) for crash in list(entry.crashes)[-SHOWN_CRASHES:]] if entry else [],
+    }
+
+
+def _plugin(deployment: Deployment, ledger: Ledger, name: str) -> Json:
     policy = deployment.prepared.policy.plugin(name)
     prepared = deployment.prepared.plugins.get(name)
     vms = [vm for vm in deployment.vms.values() if vm.plugin == name]
-    failures = sorted((f for vm in vms for f in vm.failures), key=lambda failure: str(failure["time"]))
     return {
         "plugin": name,
         "module": str(policy.module.path) if policy else "",
@@ -113,7 +132,7 @@ def _plugin(deployment: Deployment, name: str) -> Json:
         "problem": deployment.problems.get(name, ""),
         "load_ms": round(deployment.load_ns.get(name, 0) / 1e6, 2),
         "vms": [_vm(deployment, vm) for vm in vms],
-        "last_failures": failures[-5:],
+        **_crashes(ledger, subject_of(deployment.tenant, policy) if policy else None),
     }
 
 

@@ -7,7 +7,8 @@ The rules:
   stays and the error is shown;
 * without an old version, what runs is better than nothing: plugins that cannot run answer by their failure
   policy;
-* a worker that dies is started again at once, and ever later if it keeps dying.
+* a worker that dies is a crash of each plugin that ran in it: the ledger says when it is started again, and which
+  plugins are left out then because they are in quarantine.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ import asyncio
 import enum
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from sandboxd.channel.async_vm import OVERDUE_TEXT
 from sandboxd.errors import JailError, SandboxdError, WorkerError
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.supervisor import front_frames
 from sandboxd.supervisor.backoff import Backoff
+from sandboxd.supervisor.crash_reports import CrashReports
 from sandboxd.supervisor.deployment import Deployment, Settings
+from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.launch import WorkerSpec
-from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text, try_again
+from sandboxd.supervisor.ledger import Ledger
+from sandboxd.supervisor.prepare import Blob, PluginProblem, PreparedTenant, policy_text, try_again
+from sandboxd.supervisor.shared_region import SharedRegion
 from sandboxd.supervisor.users import ChannelUser, UserSet
 
 _log = logging.getLogger(__name__)
@@ -57,6 +63,7 @@ class Services:
     prepare: Prepare
     redaction_key: Callable[[str], bytes]
     worker_spec: Callable[[TenantPolicy], WorkerSpec]
+    ledger: Ledger
 
 
 class Tenant:
@@ -72,6 +79,7 @@ class Tenant:
         self._services = services
         self._lock = asyncio.Lock()
         self._backoff = Backoff()
+        """Of starts that failed without any plugin's doing."""
         self._restart: asyncio.Task[None] | None = None
         self.name = name
         self.error = ""
@@ -82,7 +90,10 @@ class Tenant:
         self.current: Deployment | None = None
         self.draining: list[Deployment] = []
         self._prepared: PreparedTenant | None = None
+        self._shared = SharedRegion()
         self._incoming: Deployment | None = None
+        self._start_delay_s: float | None = None
+        """What the ledger said of the worker that died while it started."""
         self._has_served = False
         self._removed = False
         self._is_refused = False
@@ -106,6 +117,14 @@ class Tenant:
             return TenantState.FAILED
         return TenantState.DEGRADED if problems else TenantState.RUNNING
 
+    @property
+    def only_quarantined(self) -> bool:
+        """Whether all that keeps plugins from running is their quarantine: reading the same policy changes nothing."""
+        if self.current is None or self.error:
+            return False
+        crashes = CrashReports(self._services.ledger, self.current.prepared.policy)
+        return all(crashes.quarantine(name) for name in self.current.all_problems())
+
     # --- the operator's commands ---
 
     async def apply(self, policy: TenantPolicy) -> str:
@@ -122,11 +141,24 @@ class Tenant:
                 return self._refused(problems_text({n: p.text for n, p in prepared.problems.items()}))
             self._cancel_restart()
             self._backoff.reset()
+            self._forgive_changed(policy)
             return await self._swap(prepared, keep_old=True)
 
-    async def restart(self) -> str:
-        """Replace the worker by a fresh one of the same version; return an empty text, or what went wrong."""
+    def _forgive_changed(self, policy: TenantPolicy) -> None:
+        """A plugin whose part of the policy has changed has a clean sheet: it may have been its configuration."""
+        for plugin in policy.plugins:
+            before = self.policy.plugin(plugin.name) if self.policy else None
+            if before is not None and before != plugin:
+                self._services.ledger.lift(self.name, plugin.name)
+
+    async def restart(self, plugin: str = "") -> str:
+        """
+        Replace the worker by a fresh one of the same version, and lift the quarantine of one plugin, or of all with an
+        empty name; return an empty text, or what went wrong.
+        """
         async with self._lock:
+            for subject in self._services.ledger.lift(self.name, plugin):
+                _log.info("%s: its quarantine is lifted", subject.name)
             if self._prepared is None or self.policy is None:
                 return self.error or "there is nothing to restart"
             self._cancel_restart()
@@ -196,7 +228,8 @@ class Tenant:
         """Kill the worker behind a channel; return whether it is one of ours."""
         for deployment in self._deployments():
             if channel_id in deployment.vms:
-                deployment.kill(f"broke a channel: {reason}")
+                cause = ExitCause.WALL_TIME if reason.startswith(OVERDUE_TEXT) else ExitCause.WORKER_PROTOCOL
+                deployment.kill(f"broke a channel: {reason}", cause)
                 return True
         return False
 
@@ -232,6 +265,7 @@ class Tenant:
         if not self._has_served:
             self._prepared, self.policy = prepared, prepared.policy
         self._is_refused = False
+        self._start_delay_s = None
         try:
             new = await self._started(prepared)
         except JailError as error:
@@ -241,9 +275,10 @@ class Tenant:
             return self._failed(f"no worker can be started: {error}")
         except (OSError, WorkerError) as error:
             return self._failed(f"no worker can be started: {error}")
-        if new.problems and keep_old and self._has_served:
+        faults = {name: text for name, text in new.problems.items() if not self._is_left_out(prepared, new, name)}
+        if faults and keep_old and self._has_served:
             new.worker.stop()
-            return self._failed(problems_text(new.problems))
+            return self._failed(problems_text(faults))
         old, self.current = self.current, new
         self._prepared, self.policy = prepared, prepared.policy
         self._has_served = True
@@ -255,8 +290,12 @@ class Tenant:
         self._plan_retry(prepared)
         return problems_text(new.problems)
 
+    def _is_left_out(self, prepared: PreparedTenant, new: Deployment, name: str) -> bool:
+        """Return whether a plugin does not run only because it is in quarantine since before this start."""
+        return name in prepared.plugins and name not in new.prepared.plugins
+
     async def _started(self, prepared: PreparedTenant) -> Deployment:
-        self._incoming = self._deploy(prepared)
+        self._incoming = self._deploy(self._without_quarantined(prepared))
         try:
             await self._incoming.start()
             return self._incoming
@@ -267,9 +306,21 @@ class Tenant:
         """Take note that a version cannot run; see to it that there is, or will be, one that does."""
         if self.current is not None or self._removed:
             return self._refused(error)
-        self._plan_restart(error)
+        # The worker that died while it started has been noted as a crash, in `_deployment_gone`.
+        delay_s, self._start_delay_s = self._start_delay_s, None
+        self._plan_restart(error, delay_s)
         self._announce_all()
         return error
+
+    def _without_quarantined(self, prepared: PreparedTenant) -> PreparedTenant:
+        """Return the version with each plugin that is in quarantine as one that cannot run."""
+        crashes = CrashReports(self._services.ledger, prepared.policy)
+        reasons = {name: text for name in prepared.plugins if (text := crashes.quarantine(name))}
+        return replace(
+            prepared,
+            plugins={name: plugin for name, plugin in prepared.plugins.items() if name not in reasons},
+            problems={**prepared.problems, **{n: PluginProblem(text, permanent=True) for n, text in reasons.items()}},
+        )
 
     def _deploy(self, prepared: PreparedTenant) -> Deployment:
         return Deployment(
@@ -279,6 +330,8 @@ class Tenant:
             self._services.settings,
             redaction_key=self._services.redaction_key(self.name),
             on_gone=self._deployment_gone,
+            crashes=CrashReports(self._services.ledger, prepared.policy),
+            shared=self._shared,
         )
 
     def _retire(self, deployment: Deployment, removed: list[str]) -> None:
@@ -295,23 +348,36 @@ class Tenant:
 
     # --- coming back ---
 
-    def _deployment_gone(self, deployment: Deployment, sentence: str) -> None:
+    def _deployment_gone(self, deployment: Deployment, end: Exit) -> None:
+        delay_s = None if deployment.worker.stopping else self._note_crash(deployment, end)
         if deployment in self.draining:
             self.draining.remove(deployment)
             if not deployment.worker.stopping:
-                _log.warning("tenant %s: draining worker %d %s", self.name, deployment.worker.pid, sentence)
+                _log.warning("tenant %s: draining worker %d %s", self.name, deployment.worker.pid, end.sentence)
             return
         if deployment is not self.current:
+            self._start_delay_s = delay_s
             return  # it never came to serve: `start` raised, or it was stopped
         self.current = None
         if self._removed:
             return
-        self._plan_restart(f"worker {deployment.worker.pid} {sentence}")
+        self._plan_restart(f"worker {deployment.worker.pid} {end.sentence}", delay_s)
 
-    def _plan_restart(self, error: str) -> None:
+    def _note_crash(self, deployment: Deployment, end: Exit) -> float | None:
+        """Return how long the ledger wants to wait for the next worker; None if it has no opinion."""
+        crashes = CrashReports(self._services.ledger, deployment.prepared.policy)
+        names = [name for name in deployment.prepared.plugins if not crashes.quarantine(name)]
+        rulings = crashes.worker_gone(names, deployment.worker.pid, end)
+        for name, ruling in rulings.items():
+            if ruling.quarantine is not None:
+                _log.error("tenant %s: plugin %s: %s", self.name, name, crashes.quarantine(name))
+        return max((ruling.delay_s for ruling in rulings.values()), default=None)
+
+    def _plan_restart(self, error: str, delay_s: float | None = None) -> None:
         self.error = error
         self.restarts += 1
-        delay_s = self._backoff.failed(self._loop.time())
+        if delay_s is None:
+            delay_s = self._backoff.failed(self._loop.time())
         _log.error("tenant %s: %s; it starts again in %.1f s", self.name, error, delay_s)
         self._cancel_restart()
         self._restart = self._loop.create_task(self._start_again(delay_s))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sandboxd.channel.memfd import ChannelFds
+from sandboxd.policy.model import PluginPolicy
+from sandboxd.supervisor import budgets
 from sandboxd.supervisor.users import ChannelUser
 from sandboxd.supervisor.worker_protocol import VmFailed, VmUsage
-
-KEPT_FAILURES = 5
 
 
 @dataclass(slots=True)
@@ -29,7 +27,6 @@ class Vm:
     attached: bool = False
     drained: bool = False
     usage: VmUsage | None = None
-    failures: deque[dict[str, object]] = field(default_factory=lambda: deque(maxlen=KEPT_FAILURES))
     start_ns: int = 0
 
     def close_fds(self) -> None:
@@ -43,20 +40,14 @@ vm_ids = itertools.count(1)
 """VM and channel ids, never used twice by this daemon; one number names both."""
 
 
-def failure_record(event: VmFailed) -> dict[str, object]:
-    """Return a failure as ``status`` shows it."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cause": event.cause,
-        "generation": event.generation,
-        "callback": event.callback,
-        "while_starting": event.while_starting,
-        "message": event.message,
-    }
-
-
-def failure_text(event: VmFailed) -> str:
-    """Return a failure in words: ``failed in proxy_on_request_headers (trap): ...``."""
+def failure_text(event: VmFailed, policy: PluginPolicy | None = None) -> str:
+    """
+    Return a failure in words: ``failed in proxy_on_request_headers (trap): ... at f < g``; with the policy, it says
+    which limit was hit.
+    """
     where = f" in {event.callback}" if event.callback else ""
     when = " while starting" if event.while_starting else ""
-    return f"failed{when}{where} ({event.cause.replace('_', ' ')})" + (f": {event.message}" if event.message else "")
+    text = f"failed{when}{where} ({event.cause.replace('_', ' ')})" + (f": {event.message}" if event.message else "")
+    if policy and (hint := budgets.hint(event.cause, event.message, policy, while_starting=event.while_starting)):
+        text += f"; {hint}"
+    return f"{text}; at {' < '.join(event.backtrace)}" if event.backtrace else text

@@ -18,10 +18,15 @@ from google.protobuf.message import DecodeError
 from sandboxd.errors import WorkerError
 from sandboxd.log import one_line
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor.plugin_metrics import Report, read_report
 
 MAX_LAYERS = 64
 MAX_TEXT_BYTES = 4096
+METRICS_FRAMES_PER_VM = 400
+"""Each time the metrics are asked for: what hostcore sends at most, 16 MiB, in frames of 48 KiB."""
+MAX_MESSAGE_BYTES = 1024
 MAX_NAME_BYTES = 256
+MAX_FRAMES = 20
 
 
 class VmState(enum.StrEnum):
@@ -30,9 +35,9 @@ class VmState(enum.StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     FAILED = "failed"
-    """It failed and the worker starts it again later."""
+    """It failed and waits for leave to start again."""
     DOWN = "down"
-    """It failed and stays so until the operator asks."""
+    """It failed and stays so: its channel is of no use any more."""
     CLOSING = "closing"
 
 
@@ -42,8 +47,18 @@ class VmView:
 
     plugin_id: int
     state: VmState = VmState.STARTING
+    starts: int = 1
+    """How often it may have started by now: once by OpenVm, and once for each leave."""
     generation: int = 0
+    """The last that the worker said has started."""
+    failed_generation: int = 0
+    """The last that the worker said has failed."""
     crashes: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has failed as often as it was allowed to start: leave is due."""
+        return self.failed_generation == self.starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +98,8 @@ class VmFailed:
     while_starting: bool
     message: str
     callback: str
-    retry_in_ns: int
-    """0: not before the operator asks."""
+    backtrace: tuple[str, ...] = ()
+    """Of the guest, innermost function first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,7 @@ class WorkerFailed:
     message: str
 
 
-Event: TypeAlias = Ready | PluginLoaded | VmStarted | VmFailed | VmClosed | Pong | WorkerFailed
+Event: TypeAlias = Ready | PluginLoaded | VmStarted | VmFailed | VmClosed | Pong | Report | WorkerFailed
 
 
 @dataclass(slots=True)
@@ -136,6 +151,13 @@ class WorkerView:
     vms: dict[int, VmView] = field(default_factory=dict)
     last_ping: int = 0
     last_pong: int = 0
+    metrics_frames: int = 0
+    """How many frames with metrics may still come."""
+
+    def expect_metrics(self) -> None:
+        """The worker is about to be asked for metrics: so many frames it may send."""
+        fresh = METRICS_FRAMES_PER_VM * len(self.vms)
+        self.metrics_frames = min(self.metrics_frames + fresh, 4 * fresh)
 
     def feed(self, data: bytes) -> Event:
         """
@@ -183,7 +205,8 @@ def _plugin_loaded(view: WorkerView, frame: control.FromWorker) -> Event:
 def _vm_started(view: WorkerView, frame: control.FromWorker) -> Event:
     started = frame.vm_started
     vm = view._vm(started.vm_id)
-    if started.generation <= vm.generation:
+    _without_leave(started.vm_id, started.generation, vm)
+    if started.generation <= max(vm.generation, vm.failed_generation):
         raise WorkerError(f"started VM {started.vm_id} with generation {started.generation} after {vm.generation}")
     vm.generation = started.generation
     if vm.state is not VmState.CLOSING:
@@ -194,20 +217,31 @@ def _vm_started(view: WorkerView, frame: control.FromWorker) -> Event:
 def _vm_failed(view: WorkerView, frame: control.FromWorker) -> Event:
     failed = frame.vm_failed
     vm = view._vm(failed.vm_id)
-    if failed.generation < vm.generation:
+    _without_leave(failed.vm_id, failed.generation, vm)
+    if failed.generation < max(vm.generation, vm.failed_generation + 1):
         raise WorkerError(f"failed VM {failed.vm_id} of generation {failed.generation} after {vm.generation}")
+    vm.failed_generation = failed.generation
     vm.crashes += 1
     if vm.state is not VmState.CLOSING:
-        vm.state = VmState.FAILED if failed.retry_in_ns else VmState.DOWN
+        is_final = failed.cause == control.FAILURE_CAUSE_PROTOCOL
+        vm.state = VmState.DOWN if is_final else VmState.FAILED
     return VmFailed(
         vm_id=failed.vm_id,
         generation=failed.generation,
         cause=cause_name(failed.cause),
         while_starting=failed.while_starting,
-        message=one_line(failed.message, MAX_TEXT_BYTES),
+        message=one_line(failed.message, MAX_MESSAGE_BYTES),
         callback=one_line(failed.callback, MAX_NAME_BYTES),
-        retry_in_ns=failed.retry_in_ns,
+        backtrace=tuple(one_line(frame, MAX_NAME_BYTES) for frame in failed.backtrace[:MAX_FRAMES]),
     )
+
+
+def _without_leave(vm_id: int, generation: int, vm: VmView) -> None:
+    """
+    Refuse a generation that nobody allowed: a worker must not hide crashes by starting VMs again by itself.
+    """
+    if not 0 < generation <= vm.starts:
+        raise WorkerError(f"speaks of generation {generation} of VM {vm_id}; it had leave for {vm.starts}")
 
 
 def _vm_closed(view: WorkerView, frame: control.FromWorker) -> Event:
@@ -226,7 +260,9 @@ def _pong(view: WorkerView, frame: control.FromWorker) -> Event:
     if len(pong.vms) > len(view.vms):
         raise WorkerError("reported more VMs than it was given")
     for usage in pong.vms:
-        view._vm(usage.vm_id)
+        vm = view._vm(usage.vm_id)
+        if usage.generation > vm.starts:
+            _without_leave(usage.vm_id, usage.generation, vm)
     return Pong(
         pong.number,
         tuple(
@@ -249,6 +285,22 @@ def _error(view: WorkerView, frame: control.FromWorker) -> Event:
     return WorkerFailed(one_line(frame.error.message, MAX_TEXT_BYTES))
 
 
+def _vm_metrics(view: WorkerView, frame: control.FromWorker) -> Event:
+    report = read_report(frame.vm_metrics)
+    vm = view._vm(report.vm_id)
+    view.metrics_frames -= 1
+    if view.metrics_frames < 0:
+        raise WorkerError("sent more metrics than it was asked for")
+    if report.generation > vm.generation:
+        raise WorkerError(f"reported metrics of VM {report.vm_id}, generation {report.generation}, before it started")
+    return report
+
+
+def _callout(view: WorkerView, frame: control.FromWorker) -> Event:
+    view._vm(frame.callout.vm_id)
+    raise WorkerError("called out, though no policy names an upstream")
+
+
 _HANDLERS: dict[str, Callable[[WorkerView, control.FromWorker], Event]] = {
     "ready": _ready,
     "plugin_loaded": _plugin_loaded,
@@ -256,6 +308,8 @@ _HANDLERS: dict[str, Callable[[WorkerView, control.FromWorker], Event]] = {
     "vm_failed": _vm_failed,
     "vm_closed": _vm_closed,
     "pong": _pong,
+    "vm_metrics": _vm_metrics,
+    "callout": _callout,
     "error": _error,
 }
 

@@ -40,6 +40,8 @@ class Tag(enum.IntEnum):
     ABI = 13
     GENERATION = 14
     RING_BYTES = 15
+    SHARED = 16
+    UPSTREAMS = 17
 
 
 class Flag(enum.IntFlag):
@@ -70,6 +72,16 @@ class VmLimits:
     """Body of a local response."""
     property_bytes: int
     """All properties set by one stream."""
+    min_tick_ms: int = 1
+    """Shortest tick period; a guest that asks for less gets this."""
+    callouts: int = 64
+    """HTTP calls, gRPC calls and gRPC streams in flight."""
+    callout_bytes: int = 1 << 20
+    """Everything that one call or message sends."""
+    shared_value_bytes: int = 65_520
+    """One value of the shared data, one item of a queue."""
+    queue_items: int = 1024
+    """Items that wait in one shared queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,8 @@ class VmConfig:
     plugin_configuration: bytes = field(default=b"", repr=False)
     environment: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     denied_properties: tuple[tuple[str, ...], ...] = ()
+    upstreams: tuple[str, ...] = ()
+    """Names that callouts may use."""
 
 
 CALLBACK_NAMES: Final = {
@@ -109,6 +123,18 @@ CALLBACK_NAMES: Final = {
     12: "proxy_on_done",
     13: "proxy_on_log",
     14: "proxy_on_delete",
+    15: "proxy_on_tick",
+    16: "proxy_on_queue_ready",
+    17: "proxy_on_http_call_response",
+    18: "proxy_on_grpc_receive_initial_metadata",
+    19: "proxy_on_grpc_receive",
+    20: "proxy_on_grpc_receive_trailing_metadata",
+    21: "proxy_on_grpc_close",
+    22: "proxy_on_new_connection",
+    23: "proxy_on_downstream_data",
+    24: "proxy_on_upstream_data",
+    25: "proxy_on_downstream_connection_close",
+    26: "proxy_on_upstream_connection_close",
 }
 """
 hostcore's numbers (``enum callback``): bits of the ``callbacks`` entry, and ``in_callback`` of the status.
@@ -141,7 +167,7 @@ def encode(config: VmConfig, *, entropy: bytes, start_time_ns: int, generation: 
             Tag.ENVIRONMENT,
             pairs.encode([(key.encode(), value.encode()) for key, value in config.environment]),
         ),
-        (Tag.LIMITS, struct.pack("<10Q", *numbers)),
+        (Tag.LIMITS, struct.pack(f"<{len(VmLimits.__slots__)}Q", *numbers)),
         (Tag.FLAGS, struct.pack("<Q", config.flags | config.log_level << 8)),
         (Tag.ENTROPY, _entropy(entropy)),
         (Tag.START_TIME_NS, struct.pack("<Q", start_time_ns)),
@@ -153,18 +179,26 @@ def encode(config: VmConfig, *, entropy: bytes, start_time_ns: int, generation: 
         (Tag.ABI, struct.pack("<I", config.abi)),
         (Tag.GENERATION, struct.pack("<I", generation)),
         (Tag.RING_BYTES, struct.pack("<I", config.ring_bytes)),
+        (Tag.UPSTREAMS, pairs.encode([(name.encode(), b"") for name in config.upstreams])),
     ]
     return b"".join(_entry(tag, content) for tag, content in entries)
 
 
-def refresh(blob: bytes, *, entropy: bytes, start_time_ns: int, generation: int) -> bytes:
-    """Return the blob with the three entries that differ at each start of a VM."""
+def refresh(
+    blob: bytes, *, entropy: bytes, start_time_ns: int, generation: int, shared: tuple[int, int] | None = None
+) -> bytes:
+    """
+    Return the blob with the entries that differ at each start of a VM.
+
+    ``shared``: size of the shared region, and the VM's number in it; None: there is none.
+    """
     fresh = {
         int(Tag.ENTROPY): _entropy(entropy),
         int(Tag.START_TIME_NS): struct.pack("<Q", start_time_ns),
         int(Tag.GENERATION): struct.pack("<I", generation),
     }
-    return b"".join(_entry(tag, fresh.get(tag, content)) for tag, content in entries(blob))
+    whole = b"".join(_entry(tag, fresh.get(tag, content)) for tag, content in entries(blob) if tag != Tag.SHARED)
+    return whole if shared is None else whole + _entry(Tag.SHARED, struct.pack("<II", *shared))
 
 
 def entries(blob: bytes) -> Iterator[tuple[int, bytes]]:

@@ -8,6 +8,7 @@ worker only. A `Vm` belongs to the thread that made it.
 from __future__ import annotations
 
 import ctypes
+import enum
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from sandboxd.vm.callbacks import Interrupt, clock_function
 from sandboxd.vm.plugin import LoadedPlugin
 from sandboxd.vm.traps import FailureCause, GuestFailure, failure
 
-MEMORY_PAGES: Final = 2560
+MEMORY_PAGES: Final = 3072
 """hostcore's memory, minimum and maximum: it never moves and never grows."""
 
 MAX_TABLE_ELEMENTS: Final = 1_000_000
@@ -37,6 +38,7 @@ POLL_NO_SPACE: Final = 4
 POLL_STOPPED: Final = 8
 POLL_PROTOCOL: Final = 16
 POLL_INBOX: Final = 32
+POLL_OUTBOX: Final = 64
 
 _VALUE_BYTES: Final = 16
 """``wasmtime_val_raw``: a 128-bit union."""
@@ -46,6 +48,11 @@ _VALUE_BYTES: Final = 16
 _call_unchecked: Final = ctypes.CFUNCTYPE(
     ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
 )(("wasmtime_func_call_unchecked", dll))
+
+_memory_data_size: Final = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
+    ("wasmtime_memory_data_size", dll)
+)
+"""Called before each sleep."""
 
 
 class VmStatus(NamedTuple):
@@ -64,9 +71,38 @@ class VmStatus(NamedTuple):
     violation: int
     host_calls: int
     metrics: int
+    next_tick_low: int
+    next_tick_high: int
+    queues_watched: int
+
+    @property
+    def next_tick_ns(self) -> int:
+        """Wall clock of the next tick; 0: none."""
+        return self.next_tick_high << 32 | self.next_tick_low
 
 
 _STATUS: Final = struct.Struct(f"<{len(VmStatus._fields)}I")
+
+
+class Delivered(enum.IntEnum):
+    """What came of `Vm.deliver`."""
+
+    DONE = 0
+    AGAIN = 1
+    """There is more of the same kind to do."""
+    LATER = 2
+    """Too much has arisen outside events lately: deliver it again in a while."""
+    MALFORMED = 3
+    NO_ROOM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRegion:
+    """The tenant's shared region, and the VM's number in it: any that no other VM of the tenant has."""
+
+    fd: int
+    size: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +124,23 @@ class Vm:
         channel_fd: the channel's memfd.
         ring_bytes: size of each of its rings.
         should_stop: see `sandboxd.vm.callbacks.Interrupt`.
+        shared: the tenant's shared region.
 
     Raises:
-        WorkerError: the channel's file is not what it must be.
+        WorkerError: the channel's or the region's file is not what it must be.
         GuestFailure: the modules do not link.
     """
 
-    def __init__(self, plugin: LoadedPlugin, channel_fd: int, ring_bytes: int, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        plugin: LoadedPlugin,
+        channel_fd: int,
+        ring_bytes: int,
+        should_stop: Callable[[], bool],
+        shared: SharedRegion | None = None,
+    ) -> None:
+        self._shared = shared
+        self._shared_window: window.Window | None = None
         channel_bytes = window.checked_size(channel_fd, ring_bytes)
         self._trap = ctypes.c_void_p()
         self._trap_address = ctypes.addressof(self._trap)
@@ -111,10 +157,16 @@ class Vm:
                 self._instances[name] = self._instantiate(plugin, name)
             self._guest_memory = self._export("adapter", "memory").of.memory
             self._poll = self._function("poll", 1)
-            self._window = window.Window(self._base, channel_fd, channel_bytes)
-            self._status_address = self._base + self._checked_range(
-                self._call(self._function("status_ptr", 1)), _STATUS.size
+            self._deliver = self._function("inbox_deliver", 2)
+            self._inbox_buffer = self._function("inbox_buffer", 1)
+            self._outbox = tuple(
+                self._function(name, 1) for name in ("outbox_first", "outbox_first_len", "outbox_done")
             )
+            self._window = window.Window(self._base, channel_fd, channel_bytes)
+            if shared is not None:
+                self._shared_window = window.Window(self._base, shared.fd, shared.size, window.SHARED_OFFSET)
+            status = self._checked_range(self._call(self._function("status_ptr", 1)), _STATUS.size)
+            self._status = (ctypes.c_char * _STATUS.size).from_address(self._base + status)
         except BaseException:
             self.close()
             raise
@@ -161,13 +213,39 @@ class Vm:
             raise self._failure(error)
         return int(values[0] & 0xFFFFFFFF)
 
+    def deliver(self, message: bytes) -> Delivered:
+        """
+        Run what the message says (`sandboxd.vm.messages`), outside any event of the client's; `poll` has to follow.
+
+        ``Delivered.NO_ROOM``: hostcore has no memory for it, and nothing has happened.
+
+        Raises:
+            GuestFailure: the guest's VM is over.
+        """
+        pointer = self._call(self._inbox_buffer, len(message))
+        if pointer == 0:
+            return Delivered.NO_ROOM
+        ctypes.memmove(self._base + self._checked_range(pointer, len(message)), message, len(message))
+        return Delivered(self._call(self._deliver, pointer, len(message)))
+
+    def take_request(self) -> bytes | None:
+        """Take the oldest message off hostcore's outbox (`sandboxd.vm.messages`); None: there is none."""
+        first, length, done = self._outbox
+        pointer = self._call(first)
+        if pointer == 0:
+            return None
+        size = self._call(length)
+        message = ctypes.string_at(self._base + self._checked_range(pointer, size), size)
+        self._call(done)
+        return message
+
     def status(self) -> VmStatus:
         """Return hostcore's status."""
-        return VmStatus._make(_STATUS.unpack(ctypes.string_at(self._status_address, _STATUS.size)))
+        return VmStatus._make(_STATUS.unpack_from(self._status))
 
     def guest_memory_bytes(self) -> int:
         """Return the current size of the guest's memory."""
-        return int(capi.wasmtime_memory_data_size(self._store._context(), ctypes.byref(self._guest_memory)))
+        return int(_memory_data_size(self._context, ctypes.addressof(self._guest_memory)))
 
     def close(self) -> None:
         """
@@ -178,6 +256,9 @@ class Vm:
         """
         if self._window is not None:
             self._window.unmap()
+        if self._shared_window is not None and self._shared is not None:
+            self._shared_window.abandon_lock(self._shared.number)
+            self._shared_window.unmap()
         self._store.close()
         self._interrupt.close()
 

@@ -35,7 +35,7 @@ __all__ = [
     "trampolines_wat",
 ]
 
-LINK_VERSION = 1
+LINK_VERSION = 3
 """Part of every cache key: raise it when the generated modules change."""
 
 ADAPTER_CALLBACKS = (
@@ -51,6 +51,18 @@ ADAPTER_CALLBACKS = (
     "proxy_on_done",
     "proxy_on_log",
     "proxy_on_delete",
+    "proxy_on_tick",
+    "proxy_on_queue_ready",
+    "proxy_on_http_call_response",
+    "proxy_on_grpc_receive_initial_metadata",
+    "proxy_on_grpc_receive",
+    "proxy_on_grpc_receive_trailing_metadata",
+    "proxy_on_grpc_close",
+    "proxy_on_new_connection",
+    "proxy_on_downstream_data",
+    "proxy_on_upstream_data",
+    "proxy_on_downstream_connection_close",
+    "proxy_on_upstream_connection_close",
 )
 """The callbacks that hostcore imports, always all of them, with the types of ABI 0.2.x."""
 

@@ -17,6 +17,7 @@ from wasmtime import _bindings as capi
 from sandboxd.errors import GuestError
 
 MAX_TEXT_BYTES: Final = 4096
+MAX_MESSAGE_BYTES: Final = 1024
 MAX_FRAMES: Final = 20
 MAX_FRAME_NAME: Final = 200
 
@@ -32,6 +33,7 @@ class FailureCause(enum.IntEnum):
     ABI_VIOLATION = 6
     PROTOCOL = 7
     INTERNAL = 8
+    HOST_CALL_LIMIT = 9
 
 
 class GuestFailure(GuestError):  # noqa: N818 (a failed guest is no error of the program)
@@ -64,6 +66,11 @@ class GuestFailure(GuestError):  # noqa: N818 (a failed guest is no error of the
         return self.code is TrapCode.UNREACHABLE
 
     @property
+    def message_text(self) -> str:
+        """The message alone, at most `MAX_MESSAGE_BYTES` of UTF-8."""
+        return self.message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore")
+
+    @property
     def text(self) -> str:
         """Message and backtrace, at most `MAX_TEXT_BYTES` of UTF-8."""
         whole = "\n".join((self.message, *(f"  at {frame}" for frame in self.backtrace))).encode()
@@ -75,7 +82,7 @@ VIOLATIONS: Final = {
         FailureCause.ABI_VIOLATION,
         "a host call that is not allowed during initialisation or inside the allocator",
     ),
-    2: (FailureCause.CPU_LIMIT, "more host calls in one event than the limit"),
+    2: (FailureCause.HOST_CALL_LIMIT, "more host calls in one event than the limit"),
     3: (FailureCause.MEMORY_LIMIT, "what the event produced does not fit in the host's heap for this VM"),
     4: (FailureCause.PROTOCOL, "the completion ring is broken"),
 }

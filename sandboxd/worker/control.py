@@ -18,7 +18,18 @@ from sandboxd.protos.control_pb2 import FromWorker, ToWorker
 
 MAX_FRAME_BYTES: Final = 64 * 1024
 MAX_FDS: Final = 8
-FDS_PER_FRAME: Final = {"setup": 0, "load_plugin": 1, "open_vm": 4, "close_vm": 0, "ping": 0}
+FDS_PER_FRAME: Final = {
+    "setup": 0,
+    "load_plugin": 1,
+    "open_vm": 4,
+    "close_vm": 0,
+    "restart_vm": 0,
+    "callout_answer": 0,
+    "read_metrics": 0,
+    "ping": 0,
+}
+OPTIONAL_FDS: Final = {"open_vm": 1}
+"""Descriptors that may follow: the tenant's shared region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,7 @@ def _decoded(data: bytes, fds: tuple[int, ...]) -> Frame:
     message = ToWorker()
     message.ParseFromString(data)
     kind = message.WhichOneof("frame")
-    if kind is None or FDS_PER_FRAME[kind] != len(fds):
+    if kind is None or not 0 <= len(fds) - FDS_PER_FRAME[kind] <= OPTIONAL_FDS.get(kind, 0):
         _close(fds)
         raise WorkerError(f"control frame {kind or 'of unknown kind'} came with {len(fds)} descriptors")
     return Frame(kind, getattr(message, kind), fds)

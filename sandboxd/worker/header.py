@@ -14,6 +14,7 @@ HEADER_BYTES: Final = 4096
 _VM_STATE: Final = 448 // 4
 _VM_GENERATION: Final = 452 // 4
 _CALL_STAMP: Final = 456 // 4
+_INBOX: Final = 460 // 4
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -55,6 +56,10 @@ class ChannelHeader:
     def call_stamp(self) -> int:
         """Odd while guest code runs."""
         return self._words[_CALL_STAMP]
+
+    def set_inbox(self, full: bool) -> None:
+        """Have hostcore's ``poll`` return soon, or no more. Any thread may call it."""
+        self._words[_INBOX] = full
 
     def end_call(self) -> None:
         """Make the stamp even again after a call that never returned."""

@@ -14,10 +14,13 @@ from sandboxd.errors import SandboxdError, WorkerError
 from sandboxd.protos import control_pb2 as control
 from sandboxd.vm.config_blob import MAX_BLOB_BYTES
 from sandboxd.vm.engine import new_engine
+from sandboxd.vm.instance import SharedRegion
 from sandboxd.vm.plugin import LoadedPlugin, load_plugin_fd, sealed_size
 from sandboxd.vm.traps import clean
+from sandboxd.vm.window import checked_shared_size
 from sandboxd.worker.control import ControlSocket, Frame
-from sandboxd.worker.restarts import RestartPolicy
+from sandboxd.worker.errands import Errands
+from sandboxd.worker.exchange import WorkerExchange
 from sandboxd.worker.vm_thread import VmSpec, VmThread
 from sandboxd.worker.watchdog import Watchdog
 
@@ -47,10 +50,14 @@ class Loop:
         self._watchdog = Watchdog(self._engine.increment_epoch)
         self._plugins: dict[int, Plugin] = {}
         self._vms: dict[int, VmThread] = {}
+        self._exchange = WorkerExchange(socket, self._errands_of)
         self._handlers: dict[str, Callable[[Any, tuple[int, ...]], None]] = {
             "load_plugin": self._load_plugin,
             "open_vm": self._open_vm,
             "close_vm": self._close_vm,
+            "restart_vm": self._restart_vm,
+            "callout_answer": self._callout_answer,
+            "read_metrics": self._read_metrics,
             "ping": self._ping,
         }
 
@@ -98,13 +105,14 @@ class Loop:
         if self._lock is not None:
             self._lock()
             self._lock = None
-        channel_fd, vm_event_fd, client_event_fd, configuration_fd = fds
+        channel_fd, vm_event_fd, client_event_fd, configuration_fd, *shared_fds = fds
         configuration = os.pread(configuration_fd, sealed_size(configuration_fd, MAX_BLOB_BYTES), 0)
         os.close(configuration_fd)
         sealed_size(channel_fd, 1 << 30)
         vm = VmThread(
             VmSpec(
                 vm_id=request.vm_id,
+                plugin_id=request.plugin_id,
                 plugin=plugin.loaded,
                 channel_fd=channel_fd,
                 vm_event_fd=vm_event_fd,
@@ -114,12 +122,12 @@ class Loop:
                 spin=request.spin,
                 cpu_per_call_ns=plugin.cpu_per_call_ns,
                 start_cpu_ns=plugin.start_cpu_ns,
-                restart=RestartPolicy(
-                    request.restart_backoff_ns, request.restart_max_crashes, request.restart_window_ns
-                ),
+                restarts=request.restarts,
+                shared=_shared(shared_fds, request.vm_id),
             ),
             self._socket,
             self._watchdog,
+            self._exchange,
         )
         self._vms[request.vm_id] = vm
         vm.start()
@@ -132,5 +140,28 @@ class Loop:
         # A call that runs asks its watch only when the epoch moves.
         self._engine.increment_epoch()
 
+    def _errands_of(self, vm_id: int) -> Errands | None:
+        vm = self._vms.get(vm_id)
+        return None if vm is None else vm.errands
+
+    def _restart_vm(self, request: control.RestartVm, _fds: tuple[int, ...]) -> None:
+        vm = self._vms.get(request.vm_id)
+        if vm is None:
+            raise WorkerError(f"cannot restart VM {request.vm_id}: there is none")
+        vm.restart()
+
+    def _callout_answer(self, request: control.CalloutAnswer, _fds: tuple[int, ...]) -> None:
+        self._exchange.answer(request)
+
+    def _read_metrics(self, request: control.ReadMetrics, _fds: tuple[int, ...]) -> None:
+        for vm in self._vms.values():
+            if request.plugin_id in (0, vm.plugin_id):
+                vm.errands.want_metrics()
+
     def _ping(self, request: control.Ping, _fds: tuple[int, ...]) -> None:
         self._socket.send(pong=control.Pong(number=request.number, vms=[vm.usage() for vm in self._vms.values()]))
+
+
+def _shared(fds: list[int], vm_id: int) -> SharedRegion | None:
+    """Return the tenant's shared region, if it came with the frame."""
+    return SharedRegion(fds[0], checked_shared_size(fds[0]), vm_id) if fds else None

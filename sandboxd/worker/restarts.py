@@ -1,70 +1,46 @@
 """
-When a VM that failed comes back. Pure; the caller brings clock and chance.
+Whether a VM that failed may start again. Pure.
+
+The worker decides nothing here: when a VM comes back, and whether it does, is the supervisor's ledger's to say
+(`sandboxd.supervisor.ledger`), which gives leave for one start at a time. An honest worker keeps to it; one that was
+taken over gains nothing by ignoring it, since the supervisor takes a start without leave for a broken protocol and
+kills the worker.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
-MAX_DOUBLINGS: Final = 6
-"""The back-off grows to 64 times its first value at most, or to the window if that is shorter."""
-
-JITTER: Final = 0.2
-"""Share of a delay that is left to chance, so that the VMs of a plugin do not all come back at once."""
-
-QUARANTINE_FACTOR: Final = 10
-"""After too many crashes in the window: this many back-offs between two starts."""
-
-
-def _chance() -> float:
-    return int.from_bytes(os.urandom(2), "little") / 65535
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """The policy's ``failure.restart``."""
-
-    backoff_ns: int
-    max_crashes: int
-    window_ns: int
-
-
-class Restarts:
+class Leave:
     """
-    Remembers the crashes of one VM.
+    Counts leaves and failures of one VM. The main thread gives, the VM's thread takes.
 
     Args:
-        policy: see `RestartPolicy`.
-        chance: returns a number from 0 to 1.
+        at_once: how many restarts of a VM that has served need no leave; for tools with one guest of their own. A VM
+            that fails while it starts always waits.
     """
 
-    def __init__(self, policy: RestartPolicy, chance: Callable[[], float] = _chance) -> None:
-        self._policy = policy
-        self._chance = chance
-        self._crashes: deque[int] = deque(maxlen=max(policy.max_crashes, MAX_DOUBLINGS) + 1)
-        self.total = 0
-        """Crashes ever."""
+    def __init__(self, at_once: int = 0) -> None:
+        self._at_once = at_once
+        self._given = 0
+        self._taken = 0
+        self.failures = 0
+        """Ever."""
 
-    def delay_ns(self, now_ns: int) -> int:
-        """
-        Take note of a crash; return how long to wait before the next start. The first in the window waits not
-        at all.
-        """
-        self.total += 1
-        self._crashes.append(now_ns)
-        while self._crashes[0] < now_ns - self._policy.window_ns:
-            self._crashes.popleft()
-        crashes = len(self._crashes)
-        if crashes == 1 and self._policy.max_crashes:
-            return 0
-        if crashes > self._policy.max_crashes:
-            return self._jittered(self._policy.backoff_ns * QUARANTINE_FACTOR)
-        grown = self._policy.backoff_ns << min(crashes - 2, MAX_DOUBLINGS)
-        return self._jittered(min(grown, max(self._policy.backoff_ns, self._policy.window_ns)))
+    def give(self) -> None:
+        """Allow one start more. For one thread."""
+        self._given += 1
 
-    def _jittered(self, delay_ns: int) -> int:
-        return int(delay_ns * (1 - JITTER / 2 + JITTER * self._chance()))
+    def take(self) -> bool:
+        """Use a leave up; return whether there was one. For one other thread."""
+        if self._taken == self._given:
+            return False
+        self._taken += 1
+        return True
+
+    def failed(self, *, while_starting: bool) -> bool:
+        """Take note of a failure; return whether the VM may start again at once."""
+        self.failures += 1
+        if while_starting or not self._at_once:
+            return False
+        self._at_once -= 1
+        return True

@@ -12,24 +12,28 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from sandboxd.limits import MS_NS, WASM_PAGE_BYTES
+from sandboxd.limits import WASM_PAGE_BYTES
 from sandboxd.protos import control_pb2 as control
 from sandboxd.vm import config_blob
 from sandboxd.vm.config_blob import CALLBACK_NAMES
 from sandboxd.vm.instance import (
+    POLL_INBOX,
     POLL_NO_SPACE,
+    POLL_OUTBOX,
     POLL_PROTOCOL,
     POLL_SLEEP,
     POLL_STOPPED,
     POLL_WAKE_CLIENT,
+    SharedRegion,
     Vm,
     VmStatus,
 )
 from sandboxd.vm.plugin import LoadedPlugin
 from sandboxd.vm.traps import VIOLATIONS, FailureCause, GuestFailure
 from sandboxd.worker.control import ControlSocket
+from sandboxd.worker.errands import Errands, Exchange
 from sandboxd.worker.header import ChannelHeader, VmState
-from sandboxd.worker.restarts import RestartPolicy, Restarts
+from sandboxd.worker.restarts import Leave
 from sandboxd.worker.watchdog import Watch, Watchdog
 
 MEMORY_FULL: Final = 15 / 16
@@ -44,6 +48,7 @@ class VmSpec:
     """What `OpenVm` and `LoadPlugin` say of a VM. The VM's thread owns the descriptors."""
 
     vm_id: int
+    plugin_id: int
     plugin: LoadedPlugin
     channel_fd: int
     vm_event_fd: int
@@ -53,7 +58,8 @@ class VmSpec:
     spin: int
     cpu_per_call_ns: int
     start_cpu_ns: int
-    restart: RestartPolicy
+    restarts: int
+    shared: SharedRegion | None = None
 
 
 class VmThread:
@@ -64,18 +70,23 @@ class VmThread:
         spec: what to run.
         socket: where to report.
         watchdog: who keeps the CPU limit.
+        exchange: where the guest's requests go.
     """
 
-    def __init__(self, spec: VmSpec, socket: ControlSocket, watchdog: Watchdog) -> None:
+    def __init__(self, spec: VmSpec, socket: ControlSocket, watchdog: Watchdog, exchange: Exchange) -> None:
         self._spec = spec
         self._socket = socket
         self._watchdog = watchdog
         self._header = ChannelHeader(spec.channel_fd)
-        self._restarts = Restarts(spec.restart)
+        self._leave = Leave(spec.restarts)
+        self._generation = 0
+        self._bell = _Bell(self._header, spec.vm_event_fd)
+        self.errands = Errands(spec.vm_id, self._bell, exchange)
+        """What the VM gets and asks for beside its channel; `Errands` says what other threads may call."""
         self._poller = select.poll()
         self._poller.register(spec.vm_event_fd, select.POLLIN)
         self._closing = False
-        self._cpu_clock: int | None = None
+        self._cpu_ns = _CpuClock()
         self._callback = ""
         self._vm: Vm | None = None
         self._usage = (0, 0, 0)
@@ -93,6 +104,16 @@ class VmThread:
         self._watch.stop()
         _raise_event(self._spec.vm_event_fd)
 
+    def restart(self) -> None:
+        """Give leave for one more start; one that has not failed yet uses it after its next failure."""
+        self._leave.give()
+        _raise_event(self._spec.vm_event_fd)
+
+    @property
+    def plugin_id(self) -> int:
+        """Of the plugin that runs."""
+        return self._spec.plugin_id
+
     @property
     def running(self) -> bool:
         """Whether the VM's thread is inside the engine or about to be."""
@@ -103,25 +124,16 @@ class VmThread:
         streams, heap, memory = self._usage
         return control.VmUsage(
             vm_id=self._spec.vm_id,
-            generation=self._header.generation,
+            generation=self._generation,
             streams_open=streams,
             heap_used_bytes=heap,
             guest_memory_bytes=memory,
             cpu_ns=self._cpu_ns(),
-            crashes=self._restarts.total,
+            crashes=self._leave.failures,
         )
 
-    def _cpu_ns(self) -> int:
-        """Return the CPU time of the VM's thread; 0 before it begins and after it has ended."""
-        try:
-            return 0 if self._cpu_clock is None else time.clock_gettime_ns(self._cpu_clock)
-        except OSError:
-            return 0
-
     def _run(self) -> None:
-        # Asked for by the thread itself: for a thread that has ended, the question would be undefined
-        # behaviour.
-        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._cpu_ns.begin()
         try:
             while not self._closing:
                 try:
@@ -139,23 +151,29 @@ class VmThread:
     def _one_generation(self) -> None:
         """Start a VM and run it until the client shuts it down or it is closed. Raises `GuestFailure`."""
         started = time.monotonic_ns()
-        generation = self._header.generation + 1
-        self._header.generation = generation
+        # Not from the header: whoever else has the channel could write another number there.
+        self._generation += 1
+        generation = self._header.generation = self._generation
         self._watch.begin_start()
         self._running()
+        self.errands.reset(generation)
+        shared = self._spec.shared
         try:
-            self._vm = Vm(self._spec.plugin, self._spec.channel_fd, self._spec.ring_bytes, self._watch.should_stop)
+            self._vm = Vm(
+                self._spec.plugin, self._spec.channel_fd, self._spec.ring_bytes, self._watch.should_stop, shared
+            )
             self._vm.configure(
                 config_blob.refresh(
                     self._spec.configuration,
                     entropy=os.urandom(config_blob.ENTROPY_BYTES),
                     start_time_ns=time.time_ns(),
                     generation=generation,
+                    shared=None if shared is None else (shared.size, shared.number),
                 )
             )
             self._vm.start()
             self._watch.end_start()
-            self._note_usage()
+            self._note_usage(self._vm)
             self._header.state = VmState.READY
             _raise_event(self._spec.client_event_fd)
             self._socket.send(
@@ -184,42 +202,54 @@ class VmThread:
                 return
             if result & POLL_PROTOCOL:
                 raise GuestFailure(FailureCause.PROTOCOL, "the submission ring is broken")
+            if result & POLL_OUTBOX:
+                self.errands.send(vm)
+            if result & POLL_INBOX:
+                self.errands.deliver(vm)
             if result & (POLL_SLEEP | POLL_NO_SPACE):
-                self._note_usage()
-                self._watch.running = False
-                self._poller.poll()
-                self._drain_event()
-                self._running()
+                self._sleep(vm, ready=bool(result & POLL_SLEEP))
+
+    def _sleep(self, vm: Vm, *, ready: bool) -> None:
+        """Sleep until there is something to do; ``ready``: the VM may be given what is due."""
+        status = self._note_usage(vm)
+        timeout_ms = self.errands.sleep_ms(status) if ready else None
+        self._watch.running = False
+        self._poller.poll(timeout_ms)
+        self._drain_event()
+        self._running()
+        if timeout_ms is not None:
+            self.errands.deliver(vm)
 
     def _running(self) -> None:
         self._watch.running = True
         self._watchdog.wake()
 
     def _fail(self, failure: GuestFailure) -> None:
-        """Report, and wait until the VM may start again."""
+        """Report, and wait for leave to start again: when that is, the supervisor's ledger decides."""
         starting = self._watch.starting
         self._watch.end_start()
         self._header.end_call()
         if self._closing:
             return
         final = failure.cause is FailureCause.PROTOCOL
-        delay = self._restarts.delay_ns(time.monotonic_ns())
+        at_once = self._leave.failed(while_starting=starting)
         self._header.state = VmState.GONE if final else VmState.FAILED
         _raise_event(self._spec.client_event_fd)
         self._socket.send(
             vm_failed=control.VmFailed(
                 vm_id=self._spec.vm_id,
-                generation=self._header.generation,
+                generation=self._generation,
                 cause=f"FAILURE_CAUSE_{failure.cause.name}",
                 while_starting=starting,
-                message=failure.text,
+                message=failure.message_text,
                 callback=self._callback,
-                retry_in_ns=0 if final else max(1, delay),
+                backtrace=failure.backtrace,
             )
         )
         if final:
             self._wait_for_close()
-        self._wait(delay)
+        elif not at_once:
+            self._wait_for_leave()
 
     def _explained(self, failure: GuestFailure) -> GuestFailure:
         """Return the failure with what hostcore knows of it; the VM still lives."""
@@ -235,16 +265,15 @@ class VmThread:
             message += f" (guest memory {memory} of {limit} bytes)"
         return GuestFailure(cause, message, failure.backtrace, failure.code)
 
-    def _note_usage(self) -> None:
-        if self._vm is not None:
-            status = self._vm.status()
-            self._usage = (status.streams_open, status.heap_used_bytes, self._vm.guest_memory_bytes())
+    def _note_usage(self, vm: Vm) -> VmStatus:
+        status = vm.status()
+        self._usage = (status.streams_open, status.heap_used_bytes, vm.guest_memory_bytes())
+        return status
 
-    def _wait(self, nanoseconds: int) -> None:
-        """Sleep so long, or until `close`. The client's wake-ups meanwhile are for nobody."""
-        deadline = time.monotonic_ns() + nanoseconds
-        while not self._closing and (left := deadline - time.monotonic_ns()) > 0:
-            self._poller.poll(left / MS_NS)
+    def _wait_for_leave(self) -> None:
+        """Sleep until `restart` or `close`. The client's wake-ups meanwhile are for nobody."""
+        while not self._closing and not self._leave.take():
+            self._poller.poll()
             self._drain_event()
 
     def _wait_for_close(self) -> None:
@@ -263,11 +292,61 @@ class VmThread:
 
     def _end(self) -> None:
         self._watchdog.remove(self._watch)
+        self.errands.reset(self._generation)
+        self._bell.close()
         self._header.state = VmState.GONE
         _raise_event(self._spec.client_event_fd)
         for fd in (self._spec.channel_fd, self._spec.vm_event_fd, self._spec.client_event_fd):
             os.close(fd)
+        if self._spec.shared is not None:
+            os.close(self._spec.shared.fd)
         self._socket.send(vm_closed=control.VmClosed(vm_id=self._spec.vm_id))
+
+
+class _CpuClock:
+    """
+    Returns the CPU time of a thread; 0 before it begins and after it has ended.
+
+    Not a method of `VmThread`: the watchdog's `Watch` keeps it, and a circle would keep the channel's mapping, and with
+    it the channel's memory, until the garbage collector comes by.
+    """
+
+    def __init__(self) -> None:
+        self._clock: int | None = None
+
+    def begin(self) -> None:
+        """Called by the thread itself: for a thread that has ended, the question would be undefined behaviour."""
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def __call__(self) -> int:
+        try:
+            return 0 if self._clock is None else time.clock_gettime_ns(self._clock)
+        except OSError:
+            return 0
+
+
+class _Bell:
+    """The inbox flag in the channel's header, and the eventfd that the VM's thread sleeps on."""
+
+    def __init__(self, header: ChannelHeader, vm_event_fd: int) -> None:
+        self._header = header
+        self._fd = vm_event_fd
+        self._lock = threading.Lock()
+        self._open = True
+
+    def ring(self) -> None:
+        with self._lock:
+            if self._open:
+                self._header.set_inbox(True)
+                _raise_event(self._fd)
+
+    def clear(self) -> None:
+        self._header.set_inbox(False)
+
+    def close(self) -> None:
+        """The descriptor is about to be closed."""
+        with self._lock:
+            self._open = False
 
 
 def _cause(failure: GuestFailure, status: VmStatus, memory_full: bool) -> tuple[FailureCause, str]:

@@ -5,6 +5,10 @@ Nothing is paid per event. A VM shows in its channel's header when guest code be
 remembers how much CPU the VM's thread had used when it first saw the call. A call that is past its limit is
 marked, and the engine's epoch is moved: every VM that runs then asks (`Watch.should_stop`), and only the
 marked one is told to stop.
+
+How exact that is: a call is seen at most one sample after it began, so that much of it may go unnoticed; it is never
+stopped early. A call that is near its limit is looked at again when it can have reached it: a thread uses no more CPU
+than time passes. What remains is how long the kernel lets the watchdog wait for a core.
 """
 
 from __future__ import annotations
@@ -14,13 +18,18 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from sandboxd.limits import MS_NS
+from sandboxd.limits import MS_NS, US_NS
 
-MIN_PERIOD_NS: Final = MS_NS
-MAX_PERIOD_NS: Final = 10 * MS_NS
-IDLE_LOOKS: Final = 20
+MIN_PERIOD_NS: Final = 200 * US_NS
+MAX_PERIOD_NS: Final = MS_NS
+"""Between two looks at a VM that runs: bounds how much of a call goes unnoticed."""
+START_PERIOD_NS: Final = 10 * MS_NS
+"""As above while it starts: its beginning is known exactly."""
+SHORTEST_SLEEP_NS: Final = 50 * US_NS
+"""The kernel's timers are no finer."""
+IDLE_NS: Final = 20 * MS_NS
 """
-Looks at nothing but sleeping VMs before the watchdog sleeps itself: under load, waking it costs more than
+Of looking at nothing but sleeping VMs before the watchdog sleeps itself: under load, waking it costs more than
 looking.
 """
 
@@ -55,13 +64,15 @@ class Watch:
         self._over_stamp: int | None = None
         self._over_start = False
         self._stop = False
+        self.next_look_ns = self.period_ns
+        """From the last look, when the next one is wanted."""
         self.starting = False
         self.running = False
         """The thread is inside the engine, or about to be. Otherwise it sleeps and needs no watching."""
 
     @property
     def period_ns(self) -> int:
-        """How often this VM wants to be looked at."""
+        """How often this VM wants to be looked at, at least, while it runs."""
         return max(MIN_PERIOD_NS, min(MAX_PERIOD_NS, self._call_limit_ns // 4))
 
     def begin_start(self) -> None:
@@ -93,18 +104,28 @@ class Watch:
     def look(self) -> bool:
         """Return whether the VM has gone past a limit since the last look. The watchdog's thread calls it."""
         if self.starting:
-            if not self._over_start and self._cpu_ns() - self._start_cpu_ns > self._start_limit_ns:
-                self._over_start = True
-                return True
-            return False
+            return self._look_at_start()
+        self.next_look_ns = self.period_ns
         stamp = self._stamp.call_stamp
         if not stamp & 1:
             return False
         if stamp != self._seen_stamp:
             self._seen_stamp, self._seen_cpu_ns = stamp, self._cpu_ns()
             return False
-        if self._over_stamp != stamp and self._cpu_ns() - self._seen_cpu_ns > self._call_limit_ns:
+        if self._over_stamp == stamp:
+            return False
+        left_ns = self._call_limit_ns - (self._cpu_ns() - self._seen_cpu_ns)
+        if left_ns < 0:
             self._over_stamp = stamp
+            return True
+        self.next_look_ns = min(self.next_look_ns, left_ns)
+        return False
+
+    def _look_at_start(self) -> bool:
+        left_ns = self._start_limit_ns - (self._cpu_ns() - self._start_cpu_ns)
+        self.next_look_ns = max(MIN_PERIOD_NS, min(START_PERIOD_NS, left_ns))
+        if left_ns < 0 and not self._over_start:
+            self._over_start = True
             return True
         return False
 
@@ -145,24 +166,28 @@ class Watchdog:
         if not self._awake.is_set():
             self._awake.set()
 
-    def round(self) -> bool:
-        """Look at every running VM once; return whether there was one."""
-        over = False
-        watched = [watch for watch in self._watches if watch.running]
-        for watch in watched:
-            over |= watch.look()
+    def round(self) -> int:
+        """Look at every running VM once; return in how many nanoseconds to look again, 0 if none runs."""
+        over, next_look_ns = False, 0
+        for watch in self._watches:
+            if watch.running:
+                over |= watch.look()
+                next_look_ns = min(next_look_ns or watch.next_look_ns, watch.next_look_ns)
         if over:
             self._interrupt()
-        return bool(watched)
+        return max(SHORTEST_SLEEP_NS, next_look_ns) if next_look_ns else 0
 
     def _run(self) -> None:
-        idle = 0
+        idle_ns = 0
         while True:
-            idle = 0 if self.round() else idle + 1
-            if idle > IDLE_LOOKS:
+            sleep_ns = self.round()
+            idle_ns = 0 if sleep_ns else idle_ns + MAX_PERIOD_NS
+            if idle_ns > IDLE_NS:
                 self._awake.clear()
                 # A VM that began to run before the clear() found the flag set and did not wake us.
-                if not self.round():
+                sleep_ns = self.round()
+                if not sleep_ns:
                     self._awake.wait()
-                idle = 0
-            self._sleep(min((watch.period_ns for watch in self._watches), default=MAX_PERIOD_NS) / 1e9)
+                    sleep_ns = self.round()
+                idle_ns = 0
+            self._sleep((sleep_ns or MAX_PERIOD_NS) / 1e9)

@@ -80,19 +80,40 @@ async def test_wait_is_woken_by_the_eventfd(rig: Rig) -> None:
     assert all(isinstance(result, Verdict) for result in results)
 
 
-async def test_events_of_one_turn_share_one_wake_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On few cores system calls are what costs: the VM is shown a turn's events together."""
-    flushes: list[int] = []
+@pytest.fixture
+def flushes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many events were outstanding each time that the VM was shown some, as on a machine with few cores."""
+    found: list[int] = []
     flush = rig.vm.client.flush
-    monkeypatch.setattr(rig.vm.client, "flush", lambda: (flushes.append(1), flush())[1])
+    monkeypatch.setattr(rig.vm.client, "flush", lambda: (found.append(rig.vm.client.outstanding), flush())[1])
     rig.vm._max_spin_ns = 0
-    waiting = [asyncio.ensure_future(rig.vm.wait(rig.gather())) for _ in range(5)]
-    assert rig.fake.take() == []
-    await asyncio.sleep(0)
+    return found
 
-    assert len(flushes) == 1
+
+async def test_events_of_busy_turns_share_one_wake_up(rig: Rig, flushes: list[int]) -> None:
+    """On few cores system calls are what costs."""
+    waiting = [asyncio.ensure_future(rig.vm.wait(rig.gather())) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting += [asyncio.ensure_future(rig.vm.wait(rig.gather())) for _ in range(5)]
+    assert rig.fake.take() == []
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert flushes == [10]
     rig.fake.poll()
     assert all(isinstance(result, Verdict) for result in await asyncio.wait_for(asyncio.gather(*waiting), 1))
+
+
+async def test_a_loop_that_never_rests_shows_its_events_all_the_same(rig: Rig, flushes: list[int]) -> None:
+    waiting = []
+    for _ in range(12):
+        waiting.append(asyncio.ensure_future(rig.vm.wait(rig.gather())))
+        await asyncio.sleep(0)
+
+    assert len(flushes) == 2
+    rig.fake.poll()
+    for future in waiting:
+        future.cancel()
 
 
 async def test_poll_hands_other_verdicts_to_their_waiters(rig: Rig) -> None:

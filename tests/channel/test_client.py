@@ -271,7 +271,14 @@ HOSTILE = {
         event.effect(BODY, b"a", layout.FLAG_MORE),
         event.effect(HEADERS),
     ],
-    "effect outside any event": lambda event: [(HEADERS, 0, event.stream_id, 0, 0, b"")],
+    "effect outside any event on a stream never opened": lambda _: [(HEADERS, 0, 99, 0, 0, b"")],
+    "effect outside any event on no stream": lambda _: [(HEADERS, 0, 0, 0, 0, b"")],
+    "effect of an event that is over": lambda event: [
+        event.verdict(),
+        (HEADERS, 0, event.stream_id, event.seq, 0, b""),
+    ],
+    "verdict outside any event": lambda event: [(1, 0, event.stream_id, 0, 0, b"")],
+    "as submitted outside any event": lambda event: [(BODY, layout.FLAG_AS_SUBMITTED, event.stream_id, 0, 0, b"")],
     "effect on no stream": lambda event: [(HEADERS, 0, 0, event.seq, 0, b"")],
     "effect on a stream never opened": _on(HEADERS, stream_id=99),
     "map without MODIFIED": _on(HEADERS, b"\0\0\0\0"),
@@ -299,7 +306,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_vm_breaks_the_channel(name: str) -> None:
-    both = Both(limits=EventLimits(max_effects=100, max_bytes=2 * 1024 * 1024 + 64_000))
+    both = Both(limits=EventLimits(max_effects=100, max_bytes=2 * 1024 * 1024 + 64_000, max_loose=100))
     both.open()
     event = both.ask(both.open(), BODY, b"body")
     both.vm.emit(HOSTILE[name](event))
@@ -315,6 +322,36 @@ def test_hostile_vm_breaks_the_channel(name: str) -> None:
         both.client.drain()
     with pytest.raises(ChannelBroken):
         both.client.submit(1, HEADERS, b"", True, 0)
+    both.close()
+
+
+def test_effects_outside_events_name_their_stream(both: Both) -> None:
+    """A tick lets a paused stream go on: headers, and a body in fragments."""
+    stream = both.open()
+    records = [
+        (HEADERS, 0, stream, 0, 0, b""),
+        (BODY, layout.FLAG_MORE, stream, 0, 0, b"a"),
+        (BODY, 0, stream, 0, 0, b"b"),
+    ]
+    both.vm.emit(records)
+
+    completions = both.client.drain()
+
+    assert [(c.kind, c.stream_id, c.payload) for c in completions if isinstance(c, Effect)] == [
+        (HEADERS, stream, b""),
+        (BODY, stream, b"ab"),
+    ]
+
+
+def test_quiet_vm_may_speak_outside_events_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick that logs a line each second: the bound is per time."""
+    now_ns = [0]
+    monkeypatch.setattr("sandboxd.channel.intake.time.monotonic_ns", lambda: now_ns[0])
+    both = Both(limits=EventLimits(max_loose=10))
+    for _ in range(50):
+        now_ns[0] += 1_000_000_000
+        both.vm.emit([(layout.LOG, 0, 0, 0, 2, b"tick")])
+        assert len(both.client.drain()) == 1
     both.close()
 
 

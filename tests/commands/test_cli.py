@@ -105,7 +105,13 @@ def test_status_reload_restart(short_path: Path, artefact_cache: Path, capsys: p
 
 def test_status_shows_what_is_wrong() -> None:
     """A tenant without worker, a bad file, failures of a VM; hostile text stays one harmless line."""
-    failure = {"time": "T", "cause": "trap", "callback": "proxy_on_log", "message": "a\nb\x1b[31m"}
+    failure = {
+        "time_s": 0.0,
+        "cause": "trap",
+        "callback": "proxy_on_log",
+        "while_starting": False,
+        "message": "a\nb\x1b[31m",
+    }
     vm = {"state": "down", "guest_memory_bytes": 1 << 20, "streams": 0, "crashes": 6, "cpu_ms": 5.0}
     plugin = {
         "plugin": "p",
@@ -113,6 +119,8 @@ def test_status_shows_what_is_wrong() -> None:
         "module_sha256": "0" * 64,
         "vms": [vm],
         "last_failures": [failure],
+        "crash_counts": {"trap": 5, "cpu_limit": 1},
+        "quarantine": {"since_s": 0.0, "reason": "six"},
     }
     body = {
         "version": "1",
@@ -145,13 +153,14 @@ def test_status_shows_what_is_wrong() -> None:
 
     assert not is_well(body)
     assert shown[0].startswith("sandboxd 1  pid 1  up 1h01m  1024 MiB")
-    assert r"  a/p: T trap in proxy_on_log: a\nb\x1b[31m" in shown
+    assert r"  a/p: 1970-01-01T00:00:00Z trap in proxy_on_log: a\nb\x1b[31m" in shown
+    assert "  a/p: 5 trap, 1 cpu limit (`sandboxd crashes` shows them)" in shown
     assert "  tenant a: oh" in shown
     assert "No cgroups: nobody gave us one" in shown
     assert "Jail: 2 layers, own uid, self-test passed; missing: network_namespace" in shown
     assert "WORKERS ARE LESS ISOLATED: no network_namespace (a container)" in shown
     assert "  /p/x.yaml:3: bad" in shown
-    assert any("0/1" in line and "1024 KiB" in line and " 6 " in line for line in shown)
+    assert any("0/1" in line and "1024 KiB" in line and " 6 QUARANTINE " in line for line in shown)
 
 
 @pytest.mark.parametrize("jail", ["", "jail: {tolerate: [namespaces]}"])

@@ -365,3 +365,54 @@ def test_half_written_entries_are_never_seen(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(AssertionError):
         cache.put("a" * 64, b"data")
     assert [entry.name for entry in tmp_path.iterdir()] == [KEY_NAME]
+
+
+class Leaf:
+    """Stands in for a compiler's cgroup."""
+
+    def __init__(self, *, starved: bool = False) -> None:
+        self.done: list[object] = []
+        self._starved = starved
+
+    def enter(self, pid: int) -> None:
+        """The process must be there and have read nothing: it waits for its plan."""
+        os.kill(pid, 0)
+        self.done.append("enter")
+
+    def memory_death(self) -> bool:
+        return self._starved
+
+    def remove(self) -> None:
+        self.done.append("remove")
+
+
+def test_compiler_is_put_into_its_cgroup() -> None:
+    """And the cgroup is removed when it has ended, whatever came of it."""
+    leaf = Leaf()
+    jailer = Jailer(machine_facts(), load_filters(), compiler_cgroup=lambda: leaf)
+    compile_module(fresh_module(), SETTINGS, host=host(), jailer=jailer)
+    assert leaf.done == ["enter", "remove"]
+
+    leaf.done.clear()
+    with pytest.raises(CompilerOverwhelmed):
+        compile_module(fresh_module(), SETTINGS, timeout_s=0.01, host=host(), jailer=jailer)
+    assert leaf.done == ["enter", "remove"]
+
+
+def test_compiler_that_its_cgroup_killed_wanted_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's SIGKILL is told from that of the time limit."""
+    jailer = Jailer(machine_facts(), load_filters(), compiler_cgroup=lambda: Leaf(starved=True))
+    compiler_as(monkeypatch, "os.abort()")
+    with pytest.raises(CompilerOverwhelmed, match=r"took too much memory$"):
+        compile_module(fresh_module(), SETTINGS, host=host(), jailer=jailer)
+
+
+def test_compiler_without_the_cgroup_that_it_should_have_is_not_started() -> None:
+    """What the kernel refuses ends the compilation, and leaves no process."""
+
+    def refused() -> Leaf:
+        raise JailError("cgroup", 16, "no")
+
+    jailer = Jailer(machine_facts(), load_filters(), compiler_cgroup=refused)
+    with pytest.raises(JailError, match="cgroup"):
+        compile_module(fresh_module(), SETTINGS, host=host(), jailer=jailer)

@@ -31,9 +31,20 @@ from tests.support.hostile_worker import ALLOWED, LOCKED, LOG_LINES
 
 DEEDS = (
     *("twin", "forged-verdict", "other-streams", "forbidden-headers", "changing", "wild-tail", "wild-head"),
-    *("log-flood", "silent", "long-frame", "frame-flood", "give-up", "smuggle", "system-call", "crash"),
+    *(
+        "log-flood",
+        "silent",
+        "long-frame",
+        "frame-flood",
+        "give-up",
+        "smuggle",
+        "system-call",
+        "crash",
+        "unasked-start",
+    ),
 )
-MORE = 'write: {deny_headers: ["x-locked", "authorization"]}\nlimits: {time_per_event: 300ms}'
+MORE = 'write: {deny_headers: ["x-locked", "authorization"]}\nlimits: {time_per_event: 300ms}\n'
+MORE += "failure: {restart: {backoff: 0ms, max_crashes: 1000}}"
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 REQUEST = [
     *((":method", "GET"), (":path", "/"), (":authority", "example.com"), (":scheme", "http")),
@@ -220,7 +231,8 @@ def test_worker_that_never_answers(target: Target) -> None:
     ("deed", "reason"),
     [
         ("long-frame", "more than 65536 bytes"),
-        ("frame-flood", "floods its control socket"),
+        ("frame-flood", r"failed VM \d+ of generation 1 after 1"),
+        ("unasked-start", r"speaks of generation 9 of VM \d+; it had leave for [12]\b"),
         ("give-up", "gave up twice"),
         ("system-call", r"forbids \(SIGSYS\)"),
         ("crash", "ended by itself with status 0"),

@@ -13,6 +13,7 @@ from sandboxd.front.counters import (
     GUEST_BYTES_BURST,
     GUEST_BYTES_PER_SECOND,
     GUEST_LINES_BURST,
+    GUEST_LINES_PER_SECOND,
     Counters,
     PluginCounters,
 )
@@ -32,15 +33,20 @@ def line(text: bytes = b"x", level: int = 2, flags: int = 0) -> Effect:
     return Effect(layout.LOG, flags, 7, 1, level, text)
 
 
+def guest_lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what was logged on behalf of guests."""
+    return [record for record in caplog.records if record.name == "sandboxd.guest"]
+
+
 def test_guest_lines_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     counters = PluginCounters("t/p", clock)
     with caplog.at_level(logging.INFO, "sandboxd.guest"):
         counters.notices([line()] * (GUEST_LINES_BURST + 10), (), *ROOMY)
-        assert len(caplog.records) == GUEST_LINES_BURST
-        clock.now += 0.005
+        assert len(guest_lines(caplog)) == GUEST_LINES_BURST
+        clock.now += 5 / GUEST_LINES_PER_SECOND
         counters.notices([line()] * 10, (), *ROOMY)
-        assert len(caplog.records) == GUEST_LINES_BURST + 5
+        assert len(guest_lines(caplog)) == GUEST_LINES_BURST + 5
 
     assert counters.values == {"guest_log.lines": GUEST_LINES_BURST + 20, "guest_log.dropped": 15}
 
@@ -51,10 +57,10 @@ def test_guest_bytes_are_rate_limited(caplog: pytest.LogCaptureFixture) -> None:
     whole = GUEST_BYTES_BURST // 8192
     with caplog.at_level(logging.INFO, "sandboxd.guest"):
         counters.notices([line(b"x" * 8192)] * (whole + 10), (), *ROOMY)
-        assert len(caplog.records) == whole
+        assert len(guest_lines(caplog)) == whole
         clock.now += 2 * 8192 / GUEST_BYTES_PER_SECOND
         counters.notices([line(b"x" * 8192)] * 10, (), *ROOMY)
-        assert len(caplog.records) == whole + 2
+        assert len(guest_lines(caplog)) == whole + 2
 
 
 @pytest.mark.parametrize(("max_lines", "max_bytes", "logged"), [(3, 1000, 3), (100, 25, 2), (0, 0, 0)])
@@ -66,7 +72,7 @@ def test_one_event_logs_what_its_policy_allows(
     with caplog.at_level(logging.INFO, "sandboxd.guest"):
         counters.notices([line(b"0123456789")] * 10, (), max_lines, max_bytes)
 
-    assert len(caplog.records) == logged
+    assert len(guest_lines(caplog)) == logged
     assert counters.values["guest_log.dropped"] == 10 - logged
 
 
@@ -129,3 +135,36 @@ def test_json_fits() -> None:
     assert json.loads(whole)["t99/p"] == {"streams": 1}
     assert len(cut) <= 200
     assert json.loads(cut)["t0/p"] == {"streams": 1}
+
+
+@pytest.mark.parametrize(("per_second", "at_once"), [(0, 0), (10, 10), (5000, 2500)])
+def test_the_policys_limits_of_the_log_hold(caplog: pytest.LogCaptureFixture, per_second: int, at_once: int) -> None:
+    """Fewer or more lines each second than the default; the same limits again give no fresh burst."""
+    clock = Clock()
+    counters = PluginCounters("t/p", clock)
+    with caplog.at_level(logging.INFO, "sandboxd.guest"):
+        for _ in range(2):
+            counters.limit_log(per_second, 1 << 20)
+            counters.notices([line()] * 4000, (), *ROOMY)
+        assert len(guest_lines(caplog)) == at_once
+        clock.now += 0.1
+        counters.notices([line()] * 4000, (), *ROOMY)
+
+    assert len(guest_lines(caplog)) == at_once + per_second // 10
+
+
+def test_dropped_lines_are_told_with_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """Ever more seldom: a flood of lines must not become a flood of messages about it. Just below, nothing is told."""
+    caplog.set_level(logging.INFO, "sandboxd.guest")
+    counters = PluginCounters("t/p", Clock())
+    counters.notices([line()] * GUEST_LINES_BURST, (), *ROOMY)
+    assert not [record for record in caplog.records if record.name != "sandboxd.guest"]
+    for _ in range(1000):
+        counters.notices([line()], (), *ROOMY)
+        counters.notices([Effect(layout.LOGS_DROPPED, 0, 7, 1, 1, b"")], (), *ROOMY)
+
+    told = [record.getMessage() for record in caplog.records if record.name != "sandboxd.guest"]
+    assert counters.values["guest_log.dropped"] == 2000
+    assert 2 <= len(told) <= 11
+    assert told[0].startswith("t/p: log lines are dropped, limits.log_lines_per_second")
+    assert told[1].startswith("t/p: log lines are dropped, limits.log_lines_per_event")

@@ -33,19 +33,22 @@ static struct {
 } model;
 
 static struct {
-    u64 records, verdicts[5], effects, callbacks, calls, traps, protocol, vms;
+    u64 records, verdicts[5], effects, callbacks, calls, traps, protocol, vms, deliveries, requests, foes;
 } statistics;
 
 void channel_statistics(void)
 {
     printf("channel: %llu VMs, %llu records, verdicts ok %llu unknown %llu out-of-order %llu limit %llu over %llu, "
-           "%llu effects, %llu callbacks, %llu host calls, %llu traps, %llu broken rings\n",
+           "%llu effects, %llu callbacks, %llu host calls, %llu traps, %llu broken rings, %llu deliveries, "
+           "%llu requests, %llu writes of foes\n",
            (unsigned long long)statistics.vms, (unsigned long long)statistics.records,
            (unsigned long long)statistics.verdicts[0], (unsigned long long)statistics.verdicts[1],
            (unsigned long long)statistics.verdicts[2], (unsigned long long)statistics.verdicts[3],
            (unsigned long long)statistics.verdicts[4], (unsigned long long)statistics.effects,
            (unsigned long long)statistics.callbacks, (unsigned long long)statistics.calls,
-           (unsigned long long)statistics.traps, (unsigned long long)statistics.protocol);
+           (unsigned long long)statistics.traps, (unsigned long long)statistics.protocol,
+           (unsigned long long)statistics.deliveries, (unsigned long long)statistics.requests,
+           (unsigned long long)statistics.foes);
 }
 
 /* ---- the guest --------------------------------------------------------------------------------------------------- */
@@ -63,7 +66,11 @@ static const struct {
     {"\2\0\0\0\1\0\0\0\1\0\0\0\3\0\0\0\0\0\0\0K\0v\0x-b\0\0", 28},
     {"\1\0\0\0\1\0\0\0\1\0\0\0k\0v", 16}, {"line\nhalf", 9}, {"", 0},
     {"request\0query", 13}, {"request\0size", 12}, {"response\0headers\0x-a", 20}, {"response\0trailers", 17},
+    {"up", 2},
+    {"\3\0\0\0\7\0\0\0\1\0\0\0\5\0\0\0\1\0\0\0\12\0\0\0\1\0\0\0:method\0G\0:path\0/\0:authority\0a", 59},
+    {"\12\4\12\2up", 6},
 };
+enum { TEXT_MAP = 12, TEXT_UPSTREAM = 20, TEXT_TARGET = 21, TEXT_SERVICE = 22 };
 #define TEXTS (sizeof texts / sizeof *texts)
 static u32 text_at[TEXTS];
 
@@ -185,10 +192,35 @@ static void call_stream_function(void)
     }
 }
 
+/* Shared data, queues and callouts with arguments that get somewhere. */
+static void call_tenant_function(void)
+{
+    u32 text = pick(TEXTS), service = text_at[chance(50) ? TEXT_SERVICE : TEXT_UPSTREAM];
+    u32 service_len = service == text_at[TEXT_SERVICE] ? texts[TEXT_SERVICE].len : texts[TEXT_UPSTREAM].len;
+    u32 metadata = text_at[TEXT_MAP], metadata_len = chance(80) ? texts[TEXT_MAP].len : pick(40);
+    u32 target = text_at[TEXT_TARGET], target_len = chance(90) ? texts[TEXT_TARGET].len : pick(60);
+    switch (pick(12)) {
+    case 0: hc_proxy_set_shared_data(text_at[text], texts[text].len, 0, chance(80) ? pick(200) : pick(9000), pick(4)); break;
+    case 1: hc_proxy_set_shared_data(pick(4096), pick(30), 0, pick(2000), 0); break;
+    case 2: hc_proxy_get_shared_data(text_at[text], texts[text].len, 8, 12, 16); break;
+    case 3: hc_proxy_register_shared_queue(text_at[text], texts[text].len, 8); break;
+    case 4: hc_proxy_resolve_shared_queue(0, 0, text_at[text], texts[text].len, 8); break;
+    case 5: hc_proxy_enqueue_shared_queue(pick(10), 0, pick(3000)); break;
+    case 6: hc_proxy_dequeue_shared_queue(pick(10), 8, 12); break;
+    case 7: hc_proxy_http_call(text_at[TEXT_UPSTREAM], 2, target, target_len, 0, pick(6000), metadata, metadata_len, pick(9), 8); break;
+    case 8: hc_proxy_grpc_call(service, service_len, 0, 9, 0, 9, metadata, metadata_len, 0, pick(900), 5, 8); break;
+    case 9: hc_proxy_grpc_stream(service, service_len, 0, 9, 0, 9, metadata, metadata_len, 8); break;
+    case 10: hc_proxy_grpc_send(pick(30) << 2 | 2, 0, pick(900), pick(2)); break;
+    default: chance(50) ? hc_proxy_grpc_close(pick(99)) : hc_proxy_set_tick_period_milliseconds(pick(4)); break;
+    }
+}
+
 static void call_something(void)
 {
     statistics.calls++;
-    if (chance(50))
+    if (chance(25))
+        call_tenant_function();
+    else if (chance(50))
         call_stream_function();
     else if (chance(90))
         call_plain(pick(sizeof functions / sizeof *functions));
@@ -302,6 +334,8 @@ static bool gets_verdict(u32 kind)
 static u16 sensible_kind(u64 stream, bool end)
 {
     u8 *sent = model.sent[stream];
+    if (stream == STREAMS - 1 && model.open[stream] && !chance(6)) /* a connection */
+        return sent[REQUEST]++ == 0 ? SUBMIT_NEW_CONNECTION : (u16)(SUBMIT_DOWNSTREAM_DATA + (chance(95) ? pick(2) : 2 + pick(2)));
     if (!model.open[stream]) {
         model.open[stream] = true;
         sent[REQUEST] = sent[RESPONSE] = 0;
@@ -336,7 +370,7 @@ static void random_event(void)
         kind = 17;
     if (kind == SUBMIT_SHUTDOWN && !chance(5))
         kind = SUBMIT_STREAM_CLOSE;
-    bool map = kind != SUBMIT_REQUEST_BODY && kind != SUBMIT_RESPONSE_BODY;
+    bool map = kind != SUBMIT_REQUEST_BODY && kind != SUBMIT_RESPONSE_BODY && kind < SUBMIT_NEW_CONNECTION;
     if (map && !chance(1))
         len = kind == SUBMIT_STREAM_CLOSE ? 0 : random_map(payload);
     else
@@ -364,7 +398,7 @@ static void check_effect(u32 kind, u32 flags, u64 stream, const u8 *payload, u32
 {
     struct pairs_cursor cursor;
     statistics.effects++;
-    if (kind > COMPLETE_NOTE)
+    if (kind > COMPLETE_DOWNSTREAM_DATA + 1)
         finding("a completion of an unknown kind");
     bool map = kind == 2 || kind == 4 || kind == 5 || kind == 7;
     bool body = kind == 3 || kind == 6;
@@ -374,7 +408,7 @@ static void check_effect(u32 kind, u32 flags, u64 stream, const u8 *payload, u32
         if ((flags & RECORD_MODIFIED) ? !pairs_open((struct bytes){payload, len}, &cursor) : len != 0)
             finding("a map completion whose payload does not fit its flags");
     }
-    if (body && flags & RECORD_AS_SUBMITTED && len)
+    if ((body || kind >= COMPLETE_DOWNSTREAM_DATA) && flags & RECORD_AS_SUBMITTED && len)
         finding("AS_SUBMITTED with a payload");
     if ((map || body) && stream < STREAMS && !(flags & RECORD_MORE)) {
         bool *ended = &model.ended[stream][kind >= 5];
@@ -437,6 +471,85 @@ static void take_completions(u32 most)
     set_word(AT_CQ_HEAD, head);
 }
 
+/* ---- the worker -------------------------------------------------------------------------------------------------- */
+
+static u32 random_map_or_junk(u8 *to)
+{
+    return chance(20) ? pick(40) : random_map(to);
+}
+
+/* A message of any kind, mostly for a callout that may be in flight, well formed or not. */
+static void deliver_something(u32 kind)
+{
+    static u8 parts[3][16 * 1024];
+    u32 lens[3] = {random_map_or_junk(parts[0]), pick(2000), chance(50) ? 0 : random_map_or_junk(parts[2])};
+    u32 len = kind <= 2 || kind == 8 ? 32 : 32 + lens[0] + lens[1] + lens[2];
+    u8 *at = hc_inbox_buffer(len);
+    statistics.deliveries++;
+    if (!at)
+        return;
+    memset(at, 0, 32);
+    store_u32(at, kind);
+    store_u32(at + 4, pick(60));
+    store_u64(at + 8, 1700000000000000000ull + (u64)model.seq * 1000000 + pick(1000000000));
+    store_u32(at + 16, chance(60) ? 0 : pick(20));
+    u32 offset = 32;
+    for (u32 i = 0; i < 3 && len > 32; i++) {
+        memcpy(at + offset, parts[i], lens[i]);
+        store_u32(at + 20 + 4 * i, lens[i]);
+        offset += lens[i];
+    }
+    if (chance(1))
+        at[pick(32)] ^= (u8)(1 + pick(255));
+    u32 result = hc_inbox_deliver(at, len);
+    if (result > 3)
+        finding("a delivery with an impossible result");
+    if (result == 2 && len > 32)
+        heap_free(at);
+}
+
+static void take_requests(void)
+{
+    while (hc_outbox_first()) {
+        const u8 *at = hc_outbox_first();
+        u64 len = 32;
+        for (u32 i = 0; i < 5; i++)
+            len += load_u32(at + 12 + 4 * i);
+        if (len != hc_outbox_first_len() || load_u32(at) < 1 || load_u32(at) > 8)
+            finding("a malformed request");
+        statistics.requests++;
+        hc_outbox_done();
+    }
+}
+
+/* Another VM of the tenant writes into the region they share. */
+static void foe(void)
+{
+    for (u32 writes = 1 + pick(20); writes; writes--) {
+        u32 at = chance(30) ? pick(400) : chance(50) ? pick(9000) : pick(SHARED_BYTES - 4);
+        u32 value = chance(30) ? random_argument() : chance(50) ? pick(SHARED_BYTES) & ~15u : pick(16);
+        if (chance(10)) {
+            at = 64; /* the lock */
+            value = chance(50) ? UINT32_MAX : pick(9);
+        }
+        store_u32(shared_window + (at & ~3u), value);
+        statistics.foes++;
+    }
+}
+
+/* What the worker does between two polls. */
+static void errands(u32 result)
+{
+    take_requests();
+    if (result & POLL_INBOX)
+        deliver_something(1);
+    while (chance(30))
+        deliver_something(1 + pick(chance(95) ? 8 : 10));
+    take_requests();
+    if (chance(2))
+        foe();
+}
+
 /* ---- one input --------------------------------------------------------------------------------------------------- */
 
 static const struct limits fuzz_limits = {
@@ -450,6 +563,11 @@ static const struct limits fuzz_limits = {
     .host_calls_per_event = 2000,
     .local_response_bytes = 30000,
     .property_bytes = 5000,
+    .min_tick_ms = 2,
+    .callouts = 6,
+    .callout_bytes = 5000,
+    .shared_value_bytes = 8000,
+    .queue_items = 8,
 };
 
 static void start_vm(void)
@@ -479,8 +597,11 @@ static void stop_vm(void)
     }
     heap_fail_after = -1;
     put(SUBMIT_SHUTDOWN, 0, 0, ++model.seq, NULL, 0);
-    for (u32 i = 0; i < 200 && !(hc_poll(0) & (POLL_STOPPED | POLL_PROTOCOL)); i++)
+    for (u32 i = 0; i < 200 && !(hc_poll(0) & (POLL_STOPPED | POLL_PROTOCOL)); i++) {
+        take_requests();
         take_completions(UINT32_MAX);
+    }
+    take_requests();
     take_completions(UINT32_MAX);
     if (!model.corrupted && (vm.streams.count || vm.contexts.count))
         finding("streams are left after the shutdown");
@@ -510,6 +631,8 @@ static bool poll_once(void)
     }
     if (word(AT_CQ_HEAD) == word(AT_CQ_TAIL) && result & POLL_NO_SPACE)
         finding("hostcore waits for room in an empty ring");
+    if (!(result & POLL_NO_SPACE))
+        errands(result);
     return result & POLL_SLEEP;
 }
 

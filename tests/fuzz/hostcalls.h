@@ -54,3 +54,8 @@ u8 *hc_config_buffer(u32 len);
 u32 hc_vm_configure(u8 *blob, u32 len);
 u32 hc_vm_start(void);
 u32 hc_poll(u32 spin);
+u8 *hc_inbox_buffer(u32 len);
+u32 hc_inbox_deliver(u8 *at, u32 len);
+u8 *hc_outbox_first(void);
+u32 hc_outbox_first_len(void);
+void hc_outbox_done(void);

@@ -208,6 +208,9 @@ CALLBACK_1(guest_on_configure, CALLBACK_CONFIGURE)
 CALLBACK_2(guest_on_request_headers, CALLBACK_REQUEST_HEADERS)
 CALLBACK_2(guest_on_request_body, CALLBACK_REQUEST_BODY)
 CALLBACK_1(guest_on_request_trailers, CALLBACK_REQUEST_TRAILERS)
+CALLBACK_0(guest_on_new_connection, CALLBACK_NEW_CONNECTION)
+CALLBACK_2(guest_on_downstream_data, CALLBACK_DOWNSTREAM_DATA)
+CALLBACK_2(guest_on_upstream_data, CALLBACK_UPSTREAM_DATA)
 CALLBACK_2(guest_on_response_headers, CALLBACK_RESPONSE_HEADERS)
 CALLBACK_2(guest_on_response_body, CALLBACK_RESPONSE_BODY)
 CALLBACK_1(guest_on_response_trailers, CALLBACK_RESPONSE_TRAILERS)
@@ -237,6 +240,49 @@ void guest_on_delete(u32 id)
     native_callback(CALLBACK_DELETE, id, 0, 0);
 }
 
+#define ROOT_CALLBACK(name, number)                                                                                    \
+    void name(u32 id, u32 a, u32 b);                                                                                   \
+    void name(u32 id, u32 a, u32 b)                                                                                    \
+    {                                                                                                                  \
+        native_callback(number, id, a, b);                                                                             \
+    }
+
+ROOT_CALLBACK(guest_on_grpc_receive_initial_metadata, CALLBACK_GRPC_RECEIVE_INITIAL_METADATA)
+ROOT_CALLBACK(guest_on_grpc_receive, CALLBACK_GRPC_RECEIVE)
+ROOT_CALLBACK(guest_on_grpc_receive_trailing_metadata, CALLBACK_GRPC_RECEIVE_TRAILING_METADATA)
+ROOT_CALLBACK(guest_on_grpc_close, CALLBACK_GRPC_CLOSE)
+
+void guest_on_downstream_connection_close(u32 id, u32 peer);
+void guest_on_downstream_connection_close(u32 id, u32 peer)
+{
+    native_callback(CALLBACK_DOWNSTREAM_CONNECTION_CLOSE, id, peer, 0);
+}
+
+void guest_on_upstream_connection_close(u32 id, u32 peer);
+void guest_on_upstream_connection_close(u32 id, u32 peer)
+{
+    native_callback(CALLBACK_UPSTREAM_CONNECTION_CLOSE, id, peer, 0);
+}
+
+void guest_on_tick(u32 id);
+void guest_on_tick(u32 id)
+{
+    native_callback(CALLBACK_TICK, id, 0, 0);
+}
+
+void guest_on_queue_ready(u32 id, u32 queue_id);
+void guest_on_queue_ready(u32 id, u32 queue_id)
+{
+    native_callback(CALLBACK_QUEUE_READY, id, queue_id, 0);
+}
+
+void guest_on_http_call_response(u32 id, u32 call_id, u32 headers, u32 body_size, u32 trailers);
+void guest_on_http_call_response(u32 id, u32 call_id, u32 headers, u32 body_size, u32 trailers)
+{
+    (void)headers, (void)trailers;
+    native_callback(CALLBACK_HTTP_CALL_RESPONSE, id, call_id, body_size);
+}
+
 u32 guest_alloc(u32 size);
 u32 guest_alloc(u32 size)
 {
@@ -248,7 +294,9 @@ u32 guest_alloc(u32 size)
 i64 host_clock_ns(i32 clock_id);
 i64 host_clock_ns(i32 clock_id)
 {
-    return 1000000000 + clock_id;
+    static i64 now_ns = 1000000000;
+    now_ns += 150000000; /* whoever waits for something has waited long enough soon */
+    return now_ns + clock_id;
 }
 
 /* ---- start ------------------------------------------------------------------------------------------------------- */
@@ -267,6 +315,7 @@ void native_init(void)
 {
     guest_memory = native_pages(GUEST_BYTES);
     channel_window = native_pages(WINDOW_BYTES);
+    shared_window = native_pages(SHARED_BYTES);
 }
 
 void native_reset(void)
@@ -277,6 +326,7 @@ void native_reset(void)
     heap_fail_after = -1;
     memset(__start_hostcore_state, 0, (size_t)(__stop_hostcore_state - __start_hostcore_state));
     memset(channel_window, 0, WINDOW_BYTES);
+    memset(shared_window, 0, SHARED_BYTES);
 }
 
 static u32 entry(u8 *to, u32 tag, const void *data, u32 len)
@@ -298,8 +348,10 @@ bool native_start(u32 generation, u64 flags, u32 abi, const struct limits *limit
 {
     static const u8 environment[] = "\x01\0\0\0\x01\0\0\0\x02\0\0\0K\0VW";
     static const u8 denied[] = "\x01\0\0\0\x0c\0\0\0\0\0\0\0request\0host\0";
-    const u64 start_ns = 1700000000000000000ull, callbacks = 0x7ff8;
+    const u64 start_ns = 1700000000000000000ull, callbacks = 0x7fffff8;
     const u32 ring_bytes = RING_BYTES;
+    static const u8 upstreams[] = "\x01\0\0\0\x02\0\0\0\0\0\0\0up\0";
+    const u32 shared[2] = {SHARED_BYTES, 7};
     u8 made[1024], *at = made;
     at += text_entry(at, 1, "plugin");
     at += text_entry(at, 2, "root");
@@ -316,6 +368,8 @@ bool native_start(u32 generation, u64 flags, u32 abi, const struct limits *limit
     at += entry(at, 13, &abi, 4);
     at += entry(at, 14, &generation, 4);
     at += entry(at, 15, &ring_bytes, 4);
+    at += entry(at, 16, shared, sizeof shared);
+    at += entry(at, 17, upstreams, sizeof upstreams);
     u32 len = (u32)(at - made);
     u8 *blob = hc_config_buffer(len);
     memcpy(blob, made, len);

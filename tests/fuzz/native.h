@@ -10,9 +10,11 @@
 #define GUEST_BYTES (2u * 65536u)
 #define RING_BYTES 65536u
 #define WINDOW_BYTES (4096u + 2u * RING_BYTES)
+#define SHARED_BYTES 65536u
 
 extern u8 *guest_memory; /* ends at a page that nobody may touch */
 extern u8 *channel_window;
+extern u8 *shared_window;
 extern jmp_buf native_jump; /* where a trap comes out */
 extern i64 heap_fail_after; /* allocations until one fails; negative: none does */
 extern u64 heap_used;

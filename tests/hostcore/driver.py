@@ -21,10 +21,12 @@ from sandboxd.channel import memfd, pairs
 from sandboxd.hostcore import build as hostcore_build
 from sandboxd.vm import abi
 from sandboxd.vm.artefacts import write_bundle
-from sandboxd.vm.config_blob import CALLBACK_NUMBERS, Flag, VmConfig, VmLimits, encode
+from sandboxd.vm.config_blob import CALLBACK_NUMBERS, Flag, VmConfig, VmLimits, encode, refresh
 from sandboxd.vm.engine import new_engine
-from sandboxd.vm.instance import Vm, VmStatus
+from sandboxd.vm.instance import POLL_INBOX, POLL_OUTBOX, Delivered, SharedRegion, Vm, VmStatus
+from sandboxd.vm.instance import POLL_SLEEP as SLEEP
 from sandboxd.vm.link import adapter_wat, fixup_wat, plan, trampolines_wat
+from sandboxd.vm.messages import Delivery, Request, decode_request
 from sandboxd.vm.plugin import load_plugin
 from sandboxd.vm.wasm_binary import parse
 from sandboxd.vm.wasm_rewrite import rewrite
@@ -150,6 +152,7 @@ class Driver:
         module: the guest, as WebAssembly or as text.
         denied: capability names that are not granted.
         limits: fields of `VmLimits` that differ from `LIMITS`.
+        shared: the tenant's shared region.
         config: fields of `VmConfig` that differ.
     """
 
@@ -164,6 +167,7 @@ class Driver:
         start: bool = True,
         ring_bytes: int = RING_BYTES,
         entropy: bytes = b"entropy of the tests, 32 bytes..",
+        shared: SharedRegion | None = None,
         **config: Any,
     ) -> None:
         code = bytes(wat2wasm(module)) if isinstance(module, str) else module
@@ -176,7 +180,7 @@ class Driver:
         self.stop = False
         self.partial = b""
         """Fragments of a completion that is not whole yet."""
-        self.vm = Vm(plugin, self.fds.memfd, ring_bytes, lambda: self.stop)
+        self.vm = Vm(plugin, self.fds.memfd, ring_bytes, lambda: self.stop, shared)
         manifest = plugin.manifest
         settings: dict[str, Any] = {
             "plugin_name": "a plugin",
@@ -189,7 +193,11 @@ class Driver:
             "flags": Flag(0),
         }
         self.config = VmConfig(**{**settings, **config})
-        self.vm.configure(encode(self.config, entropy=entropy, start_time_ns=START_NS, generation=generation))
+        blob = encode(self.config, entropy=entropy, start_time_ns=START_NS, generation=generation)
+        if shared is not None:
+            place = (shared.size, shared.number)
+            blob = refresh(blob, entropy=entropy, start_time_ns=START_NS, generation=generation, shared=place)
+        self.vm.configure(blob)
         self.seq = 0
         self.last_stream = 0
         self.now = START_NS
@@ -270,9 +278,26 @@ class Driver:
         for _ in range(10_000):
             bits = self.vm.poll(0)
             records += self.take()
-            if bits & 1:
+            if bits & (SLEEP | POLL_OUTBOX | POLL_INBOX):
                 break
         return outcome(records, seq)
+
+    def turn(self, delivery: Delivery, *, after_ns: int = 0) -> tuple[Delivered, list[Record]]:
+        """Deliver something outside any event; returns what came of it."""
+        self.now += after_ns
+        result = self.vm.deliver(delivery.encode(self.now))
+        records: list[Record] = []
+        while not self.vm.poll(0) & (SLEEP | POLL_OUTBOX | POLL_INBOX):
+            records += self.take()
+        records += self.take()
+        return result, records
+
+    def requests(self) -> list[Request]:
+        """Take what the guest has asked the worker for."""
+        found: list[Request] = []
+        while (message := self.vm.take_request()) is not None:
+            found.append(decode_request(message))
+        return found
 
     def open(self, attributes: dict[bytes, bytes] | None = None) -> int:
         """Open a stream and return its id."""
@@ -336,7 +361,7 @@ def outcome(records: list[Record], seq: int) -> Outcome:
     return Outcome(
         code=verdicts[0].arg & 0xFFFFFFFF,
         state=verdicts[0].arg >> 32,
-        effects=[record for record in own if record.kind < LOG and record.kind != VERDICT]
+        effects=[record for record in own if (record.kind < LOG or record.kind > NOTE) and record.kind != VERDICT]
         + [record for record in own if record.kind in (DENIED, LOGS_DROPPED)],
         logs=[record for record in own if record.kind == LOG],
         notes=[record.arg for record in own if record.kind == NOTE],

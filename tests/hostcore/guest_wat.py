@@ -19,6 +19,9 @@ OUT_WORD: Final = object()
 OUT_WORDS: Final = object()
 """Two out-parameters of 4 bytes, logged both."""
 
+OUT_CAS: Final = object()
+"""Three out-parameters: address and size of returned bytes, and a word. The bytes are reported, then the word."""
+
 _OUT_AT: Final = 64
 _REPORT_AT: Final = 1024
 _TEXT_AT: Final = 0x10000
@@ -38,6 +41,18 @@ _CALLBACKS: Final = {
     "proxy_on_done": ("i32", "i32"),
     "proxy_on_log": ("i32", ""),
     "proxy_on_delete": ("i32", ""),
+    "proxy_on_tick": ("i32", ""),
+    "proxy_on_new_connection": ("i32", "i32"),
+    "proxy_on_downstream_data": ("i32 i32 i32", "i32"),
+    "proxy_on_upstream_data": ("i32 i32 i32", "i32"),
+    "proxy_on_downstream_connection_close": ("i32 i32", ""),
+    "proxy_on_upstream_connection_close": ("i32 i32", ""),
+    "proxy_on_queue_ready": ("i32 i32", ""),
+    "proxy_on_http_call_response": ("i32 i32 i32 i32 i32", ""),
+    "proxy_on_grpc_receive_initial_metadata": ("i32 i32 i32", ""),
+    "proxy_on_grpc_receive": ("i32 i32 i32", ""),
+    "proxy_on_grpc_receive_trailing_metadata": ("i32 i32 i32", ""),
+    "proxy_on_grpc_close": ("i32 i32 i32", ""),
     "_initialize": ("", ""),
     "proxy_on_memory_allocate": ("i32", "i32"),
 }
@@ -91,6 +106,9 @@ def _arguments(call: Call, texts: _Texts) -> tuple[list[str], str]:
         elif argument is OUT_WORD:
             report = "word"
             operands.append(f"(i32.const {_OUT_AT})")
+        elif argument is OUT_CAS:
+            report = "cas"
+            operands += [f"(i32.const {_OUT_AT + offset})" for offset in (0, 4, 8)]
         else:
             report = "bytes" if argument is OUT else "words"
             operands += [f"(i32.const {_OUT_AT})", f"(i32.const {_OUT_AT + 4})"]
@@ -154,7 +172,7 @@ def guest(
             functions[name] = (None, list(value))
     log = ("proxy_log", 0, b"")
     imports = {"proxy_log": _import("proxy_log", log, texts)}
-    bodies = [_function(name, result, steps, texts) for name, (result, steps) in functions.items()]
+    bodies = [_function(name, result, steps, texts, marker) for name, (result, steps) in functions.items()]
     for _, steps in functions.values():
         for name, call in _names(steps):
             imports.setdefault(name, _import(name, call, texts))
@@ -176,8 +194,10 @@ def guest(
     )
 
 
-def _function(name: str, result: int | None, steps: list[Call], texts: _Texts) -> str:
+def _function(name: str, result: int | None, steps: list[Call], texts: _Texts, marker: str) -> str:
     params, results = _CALLBACKS[name]
+    if marker.endswith("0_1_0") and name.endswith("_headers"):
+        params = "i32 i32"
     body = " ".join(_step(call, texts) for call in steps)
     value = ""
     if results:
@@ -200,6 +220,12 @@ _ALLOCATOR: Final = f"""
   (local.get $at))"""
 
 _REPORTS: Final = f"""
+(func $report_cas (param $status i32) (local $size i32)
+  (local.set $size (i32.load (i32.const {_OUT_AT + 4})))
+  (i32.store8 (i32.const {_REPORT_AT}) (local.get $status))
+  (memory.copy (i32.const {_REPORT_AT + 1}) (i32.load (i32.const {_OUT_AT})) (local.get $size))
+  (i32.store (i32.add (i32.const {_REPORT_AT + 1}) (local.get $size)) (i32.load (i32.const {_OUT_AT + 8})))
+  (drop (call $proxy_log (i32.const 0) (i32.const {_REPORT_AT}) (i32.add (i32.const 5) (local.get $size)))))
 (func $report_none (param $status i32)
   (i32.store8 (i32.const {_REPORT_AT}) (local.get $status))
   (drop (call $proxy_log (i32.const 0) (i32.const {_REPORT_AT}) (i32.const 1))))

@@ -16,7 +16,19 @@ from sandboxd.vm.engine import new_engine
 from sandboxd.vm.link import ADAPTER_CALLBACKS
 from sandboxd.vm.wasm_binary import parse
 
-WORKER_EXPORTS: Final = {"config_buffer", "vm_configure", "vm_start", "poll", "status_ptr", "denied"}
+WORKER_EXPORTS: Final = {
+    "config_buffer",
+    "vm_configure",
+    "vm_start",
+    "poll",
+    "inbox_buffer",
+    "inbox_deliver",
+    "outbox_done",
+    "outbox_first",
+    "outbox_first_len",
+    "status_ptr",
+    "denied",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,7 @@ def test_imports_are_those_of_the_contract(module: Module) -> None:
         ("membrane", "store"),
         ("membrane", "pages"),
     }
-    assert (memory.limits.min, memory.limits.max) == (2560, 2560)
+    assert (memory.limits.min, memory.limits.max) == (3072, 3072)
 
 
 def test_every_function_of_the_abi_is_there_with_its_type() -> None:

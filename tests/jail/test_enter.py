@@ -188,7 +188,7 @@ def test_closing_the_control_socket_is_seen(as_nobody: bool) -> None:
         jail = enter(whole_plan(control))
         control.sendall(b"in")
         assert jail.maps_fd >= 0
-        os._exit(5 if control.recv(10) == b"" else 6)
+        os._exit(5 if control.recvmsg(10)[0] == b"" else 6)
 
     child = Child(listen)
     assert child.receive() == b"in"

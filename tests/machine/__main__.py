@@ -18,7 +18,7 @@ from tests.machine.inside.names import PROOFS
 from tests.machine.machine import Machine
 from tests.machine.report import Report
 
-TIMEOUT_S = 780.0
+TIMEOUT_S = 900.0
 """Of the machine; with a minute and a half for the image that is under a quarter of an hour."""
 CONSOLE_TAIL_BYTES = 4000
 

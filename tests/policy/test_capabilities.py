@@ -35,9 +35,9 @@ def test_minimal_cannot_write_nor_see_bodies() -> None:
 
 
 def test_standard_is_all_that_this_version_serves() -> None:
-    assert PRESETS["standard"].isdisjoint(caps.UNAVAILABLE)
-    assert PRESETS["standard"] >= caps.HOST_FUNCTIONS - caps.UNAVAILABLE
-    assert PRESETS["standard"] >= caps.HTTP_CALLBACKS
+    assert PRESETS["standard"].isdisjoint(caps.UNAVAILABLE | caps.CALLOUT_FUNCTIONS | caps.CALLOUT_CALLBACKS)
+    assert PRESETS["standard"] >= caps.HOST_FUNCTIONS - caps.CALLOUT_FUNCTIONS
+    assert PRESETS["standard"] >= caps.HTTP_CALLBACKS | caps.TENANT_CALLBACKS
 
 
 def test_deny_wins() -> None:

@@ -81,6 +81,8 @@ FULL = textwrap.dedent(
           open_streams: 7
           log_bytes_per_event: 1KiB
           log_lines_per_event: 3
+          log_lines_per_second: 6
+          log_bytes_per_second: 7KiB
           metrics: 4
           host_calls_per_event: 5
         capabilities: {{preset: minimal, allow: [proxy_http_call], deny: [proxy_get_property]}}
@@ -123,7 +125,7 @@ def test_every_key() -> None:
     assert (plugin.vm.vm_id, plugin.vm.configuration) == ("shared", b"as it is")
     assert plugin.vm.environment == (("REGION", "eu"), ("EMPTY", ""))
     assert (plugin.vm.memory_bytes, plugin.vm.clock) == (16 * limits.MIB, Clock.LIVE)
-    assert plugin.limits == PluginLimits(1_500_000, 10**9, 20 * 10**9, 2 * limits.MIB, 7, 1024, 3, 4, 5)
+    assert plugin.limits == PluginLimits(1_500_000, 10**9, 20 * 10**9, 2 * limits.MIB, 7, 1024, 3, 4, 5, 6, 7168)
     assert plugin.capabilities == (caps.PRESETS["minimal"] | {"proxy_http_call"}) - {"proxy_get_property"}
     assert plugin.write == WritePolicy((":authority", "x-tenant-*"), (), False, False, False, 1, 2048, 3072)
     assert plugin.failure == FailurePolicy(OnFailure.RELOAD, 500, RestartPolicy(2000, 1, 60_000))

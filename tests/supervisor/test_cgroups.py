@@ -15,6 +15,7 @@ from sandboxd.jail.cgroup import CgroupFacts, CgroupLimits, CgroupUsage
 from sandboxd.policy.model import Isolation, TenantPolicy
 from sandboxd.supervisor import cgroups, launch
 from sandboxd.supervisor.cgroups import Cgroups, WorkerCgroup, limits_of
+from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
 
@@ -25,8 +26,8 @@ NOTHING = CgroupUsage(0, 0, 0, 0, 0, 0, 0, 0)
 class Leaf:
     """Stands in for a leaf; says what was done to it."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.path = root / f"tenant-{name}"
+    def __init__(self, root: Path, name: str, prefix: str = "tenant-") -> None:
+        self.path = root / f"{prefix}{name}"
         self.done: list[object] = []
         self.oom_kills = 0
         self.refuses = ""
@@ -173,13 +174,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 async def test_a_worker_is_inside_before_it_is_told_anything(stand_in: list[subprocess.Popen[bytes]]) -> None:
     """And its leaf is killed whole, and removed, once it is gone."""
     group, leaf = worker_leaf()
-    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
     worker = WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, gone.set_result)
 
     assert ("add", worker.pid) in leaf.done
     leaf.oom_kills = 1
     os.kill(worker.pid, 9)
-    assert "isolation.memory" in await asyncio.wait_for(gone, 10)
+    assert "isolation.memory" in (await asyncio.wait_for(gone, 10)).sentence
     async with asyncio.timeout(5):
         while "remove" not in leaf.done:
             await asyncio.sleep(0.01)
@@ -189,13 +190,13 @@ async def test_a_worker_is_inside_before_it_is_told_anything(stand_in: list[subp
 async def test_killing_a_worker_kills_what_it_started(stand_in: list[subprocess.Popen[bytes]]) -> None:
     """At once, and not only when the worker is seen to be gone."""
     group, leaf = worker_leaf()
-    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
     worker = WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, gone.set_result)
 
     worker.kill("lied")
 
     assert leaf.done[-1] == "kill"
-    assert "lied" in await asyncio.wait_for(gone, 10)
+    assert "lied" in (await asyncio.wait_for(gone, 10)).sentence
 
 
 async def test_a_worker_that_cannot_be_moved_is_not_started(stand_in: list[subprocess.Popen[bytes]]) -> None:
@@ -217,3 +218,35 @@ async def test_a_leaf_that_will_not_go_is_logged(caplog: pytest.LogCaptureFixtur
     await group.remove()
 
     assert "jail step cgroup" in caplog.text
+
+
+def test_a_compiler_has_a_leaf_of_its_own(tmp_path: Path) -> None:
+    """With limits from the first moment, less weight than a worker, and a number that no worker has."""
+    found = Cgroups(tmp_path)
+    first, second = found.compiler(), found.compiler()
+
+    assert first is not None
+    assert second is not None
+    assert [leaf.path.name for leaf in made] == ["compiler-1", "compiler-2"]
+    ((step, limits),) = made[0].done  # type: ignore[misc]
+    assert step == "create"
+    assert limits == CgroupLimits(memory_bytes=2 << 30, cpus=None, pids=8, cpu_weight=25)
+    first.enter(77)
+    assert not first.memory_death()
+    made[0].oom_kills = 1
+    assert first.memory_death()
+    first.remove()
+    assert made[0].done[1:] == [("add", 77), "remove"]
+
+
+def test_a_compilers_leaf_that_stays_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for it."""
+    found = Cgroups(tmp_path).compiler()
+    assert found is not None
+    made[0].refuses = "remove"
+    found.remove()
+    assert "remove" in caplog.text
+
+
+def test_without_cgroups_a_compiler_has_none() -> None:
+    assert Cgroups(None, "none here").compiler() is None

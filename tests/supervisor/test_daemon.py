@@ -368,7 +368,7 @@ def test_a_vm_that_waits_after_crashes_is_shown_and_restart_brings_it_back(
 ) -> None:
     """The worker lives, the plugin is down; the failures say where it trapped."""
     trap = GUESTS / "misdeeds" / "trap_in_request_headers.wasm"
-    more = "failure: {restart: {backoff: 5s, max_crashes: 1}}"
+    more = "failure: {restart: {backoff: 5s, max_crashes: 3}}"
     policies = {"a": policy_text("alpha", trap, more=more)}
     with fake_daemon(short_path, artefact_cache, policies, fronts=1) as daemon:
 
@@ -376,7 +376,7 @@ def test_a_vm_that_waits_after_crashes_is_shown_and_restart_brings_it_back(
             """Down for its backoff: after its first crash it is down as well, for a moment."""
             daemon.ask("alpha main")
             tenant = daemon.tenant("alpha")
-            return tenant["state"] == "failed" and tenant["plugins"][0]["vms"][0]["crashes"] >= 2
+            return tenant["state"] == "failed" and tenant["plugins"][0]["vms"][0]["crashes"] == 2
 
         wait_for(is_down, 10, "the VM waits")
 

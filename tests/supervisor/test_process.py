@@ -14,11 +14,11 @@ import pytest
 
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import launch, process
+from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
 from sandboxd.supervisor.worker_protocol import Event, Ready, VmView
 
-FAILED = "vm_failed=control.VmFailed(vm_id=1, generation=1, retry_in_ns=1)"
 READY = "say(ready=control.WorkerReady(layers=layers))\n"
 HEAD = """
 import os, socket, sys, time
@@ -53,10 +53,10 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 async def until_gone(events: list[Event] | None = None, timeout_s: float = 20) -> str:
     """Start a worker, wait until it is gone, and return the operator's sentence."""
-    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
     worker = WorkerProcess(WorkerSpec("t"), (events if events is not None else []).append, gone.set_result)
-    worker.view.vms[1] = VmView(1)
-    return await asyncio.wait_for(gone, timeout_s)
+    worker.view.vms[1] = VmView(1, starts=1 << 30)
+    return (await asyncio.wait_for(gone, timeout_s)).sentence
 
 
 async def test_exit_status_and_last_words(play: Callable[[str], None]) -> None:
@@ -104,7 +104,7 @@ async def test_lies_are_fatal(play: Callable[[str], None], program: str, reason:
 async def test_a_flood_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid frames without end must not keep the supervisor busy."""
     monkeypatch.setattr(process, "FRAMES_BURST", 500)
-    play(READY + f"\nwhile True: say({FAILED})")
+    play(READY + "\nfor n in range(1, 1 << 30): say(vm_failed=control.VmFailed(vm_id=1, generation=n))")
 
     assert "floods" in await until_gone()
 
@@ -140,10 +140,10 @@ async def test_descriptors_from_a_worker_are_never_taken(play: Callable[[str], N
     program = """
     import array
     fds = array.array('i', [os.open('/dev/null', 0) for _ in range(100)])
-    frame = control.FromWorker(FAILED).SerializeToString()
-    for _ in range(20): sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    def frame(n): return control.FromWorker(vm_failed=control.VmFailed(vm_id=1, generation=n)).SerializeToString()
+    for n in range(1, 21): sock.sendmsg([frame(n)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
     """
-    play(READY + textwrap.dedent(program).replace("FAILED", FAILED))
+    play(READY + textwrap.dedent(program))
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     events: list[Event] = []
 
@@ -159,13 +159,13 @@ async def test_a_worker_that_does_not_read_is_killed(
     """Frames to it are queued up to a bound."""
     monkeypatch.setattr("sandboxd.supervisor.outbox.MAX_QUEUED_FRAMES", 50)
     play(READY + "time.sleep(60)")
-    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
     worker = WorkerProcess(WorkerSpec("t"), lambda _: None, gone.set_result)
     while not gone.done():
         worker.send(control.ToWorker(setup=control.WorkerSetup(tenant="t" * 1000)))
         await asyncio.sleep(0)
 
-    assert "does not read" in gone.result()
+    assert "does not read" in gone.result().sentence
 
 
 @pytest.mark.parametrize(("program", "end"), [("sock.recv(1)", "status 0"), ("time.sleep(60)", "SIGKILL")])
@@ -175,10 +175,10 @@ async def test_stops_in_peace_or_not(
     """The end of the socket is the request; SIGKILL follows a grace."""
     monkeypatch.setattr(process, "STOP_GRACE_S", 0.5)
     play(READY + program)
-    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
     ready = asyncio.Event()
     worker = WorkerProcess(WorkerSpec("t"), lambda _: ready.set(), gone.set_result)
     await asyncio.wait_for(ready.wait(), 10)
     worker.stop()
 
-    assert end in await asyncio.wait_for(gone, 5)
+    assert end in (await asyncio.wait_for(gone, 5)).sentence

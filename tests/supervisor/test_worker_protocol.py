@@ -39,7 +39,7 @@ def test_a_normal_life() -> None:
         protocol.VmStarted(3, 1, 9)
     )
     assert worker.vms[3].state is VmState.RUNNING
-    failed = control.VmFailed(vm_id=3, generation=1, cause=control.FAILURE_CAUSE_TRAP, message="boom", retry_in_ns=1)
+    failed = control.VmFailed(vm_id=3, generation=1, cause=control.FAILURE_CAUSE_TRAP, message="boom")
     event = worker.feed(frame(vm_failed=failed))
     assert isinstance(event, protocol.VmFailed)
     assert event.cause == "trap"
@@ -80,11 +80,45 @@ def test_nothing_before_ready() -> None:
 def test_generations_only_grow() -> None:
     """A second VM_STARTED of one generation would make fronts fail streams for nothing."""
     worker = view()
+    worker.vms[7].starts = 3
     worker.feed(frame(vm_started=control.VmStarted(vm_id=7, generation=2)))
     with pytest.raises(WorkerError, match="generation 2 after 2"):
         worker.feed(frame(vm_started=control.VmStarted(vm_id=7, generation=2)))
     with pytest.raises(WorkerError, match="generation 1 after 2"):
         worker.feed(frame(vm_failed=control.VmFailed(vm_id=7, generation=1)))
+
+
+def test_no_start_without_leave() -> None:
+    """A worker must not hide crashes by starting VMs again by itself, whatever frame tells of it."""
+    for said in (
+        {"vm_started": control.VmStarted(vm_id=7, generation=2)},
+        {"vm_failed": control.VmFailed(vm_id=7, generation=2)},
+        {"pong": control.Pong(number=1, vms=[control.VmUsage(vm_id=7, generation=2)])},
+    ):
+        with pytest.raises(WorkerError, match="generation 2 of VM 7; it had leave for 1"):
+            view().feed(frame(**said))
+        allowed = view()
+        allowed.vms[7].starts = 2
+        allowed.feed(frame(**said))
+
+
+def test_one_failure_for_each_start() -> None:
+    """Else a worker could drive its plugin into quarantine, or fill the ledger, with a VM that never ran."""
+    worker = view()
+    failed = frame(vm_failed=control.VmFailed(vm_id=7, generation=1))
+    worker.feed(failed)
+    assert worker.vms[7].waits
+    with pytest.raises(WorkerError, match="failed VM 7 of generation 1"):
+        worker.feed(failed)
+    with pytest.raises(WorkerError, match="started VM 7 with generation 1"):
+        worker.feed(frame(vm_started=control.VmStarted(vm_id=7, generation=1)))
+
+
+def test_a_broken_ring_is_final() -> None:
+    """There is no starting again on a channel whose ring is broken."""
+    worker = view()
+    worker.feed(frame(vm_failed=control.VmFailed(vm_id=7, generation=1, cause=control.FAILURE_CAUSE_PROTOCOL)))
+    assert worker.vms[7].state is VmState.DOWN
 
 
 def test_a_closing_vm_stays_closing() -> None:
@@ -103,8 +137,18 @@ def test_text_is_made_harmless() -> None:
     assert isinstance(event, protocol.VmFailed)
     assert event.message.startswith("a\\nb\\x1b[31m\\u202e")
     assert event.message.isprintable()
-    assert len(event.message) <= protocol.MAX_TEXT_BYTES
+    assert len(event.message) <= protocol.MAX_MESSAGE_BYTES
     assert len(event.callback) <= protocol.MAX_NAME_BYTES
+
+
+def test_backtraces_are_made_harmless() -> None:
+    """Few frames, short and printable."""
+    failed = control.VmFailed(vm_id=7, generation=1, backtrace=["f\n\x1b[2J" + "x" * 10_000] * 1000)
+    event = view().feed(frame(vm_failed=failed))
+
+    assert isinstance(event, protocol.VmFailed)
+    assert len(event.backtrace) == protocol.MAX_FRAMES
+    assert all(one.isprintable() and len(one) <= protocol.MAX_NAME_BYTES for one in event.backtrace)
 
 
 def test_unknown_causes_have_a_name() -> None:

@@ -140,6 +140,8 @@ class Failure(c.Structure):
     _fields_ = [("action", c.c_uint32), ("status", c.c_uint32), ("details", c.c_char_p)]
 
 
+ChangeLists = tuple[list[bytes], list[tuple[bytes, list[bytes]]], list[tuple[bytes, bytes]]]
+
 NOTICE_HOOK = c.CFUNCTYPE(None, c.c_void_p, c.POINTER(Notice))
 LATE_HOOK = c.CFUNCTYPE(None, c.c_void_p, c.c_void_p, c.POINTER(Effect))
 
@@ -232,6 +234,8 @@ class CChannel:
         self.lib = lib
         self.notices: list[tuple[int, int, int, bytes]] = []
         self.late: list[tuple[int, int, int, bytes]] = []
+        self.late_refused: list[int] = []
+        self.late_changes: list[ChangeLists] = []
         loaded = policy(lib, blob)
         given = Descriptors(
             os.dup(fds.memfd), os.dup(fds.vm_event_fd), os.dup(fds.client_event_fd), -1, fds.ring_bytes, 0, spin_ns
@@ -250,6 +254,9 @@ class CChannel:
     def _late(self, _user: Any, _stream: Any, effect: Any) -> None:
         told = effect.contents
         self.late.append((told.kind, told.flags, told.stream_id, told.data.get()))
+        self.late_refused.append(told.refused)
+        if told.changes:
+            self.late_changes.append(changes_of(told.changes.contents))
 
     @property
     def reason(self) -> str:
@@ -287,6 +294,16 @@ class CChannel:
 
     def close(self) -> None:
         self.lib.sbx_channel_close(self.handle)
+
+
+def changes_of(changes: Changes) -> ChangeLists:
+    """Removed names, set names with their values, added entries."""
+    sets = [changes.set[i] for i in range(changes.set_count)]
+    return (
+        [changes.removed[i].get() for i in range(changes.removed_count)],
+        [(one.name.get(), [one.values[n].get() for n in range(one.count)]) for one in sets],
+        [(changes.added[i].name.get(), changes.added[i].value.get()) for i in range(changes.added_count)],
+    )
 
 
 def effects_of(verdict: Verdict) -> list[Effect]:

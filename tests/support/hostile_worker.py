@@ -29,6 +29,7 @@ LOCKED, ALLOWED = b"x-locked", b"x-allowd"
 """Headers that the policy forbids to write and does not; of one length."""
 FORGED_LINE = "\n2026-01-01T00:00:00.000 critical MainProcess: all your base"
 LOG_LINES = 5000
+SMUGGLED_FRAMES = 50
 
 
 class Evil:
@@ -39,6 +40,7 @@ class Evil:
         self._socket = socket
         self._vms: list[FakeVm] = []
         self._vm_ids: list[int] = []
+        self._smuggled = 0
 
     def run(self) -> None:
         """Serve as far as an attacker who wants to be let in must."""
@@ -49,6 +51,8 @@ class Evil:
                 self._open(frame.body, frame.fds)
             elif frame.kind == "close_vm":
                 self._socket.send(vm_closed=control.VmClosed(vm_id=frame.body.vm_id))
+            elif frame.kind == "restart_vm" and self._smuggled:
+                self._smuggle_one()
             elif frame.kind == "ping":
                 self._socket.send(pong=control.Pong(number=frame.body.number))
 
@@ -147,17 +151,29 @@ class Evil:
         while True:
             self._socket.send(error=control.WorkerError(message="gone" + FORGED_LINE))
 
-    def _failure(self, message: str) -> control.VmFailed:
-        return control.VmFailed(vm_id=self._vm_ids[0], generation=1, retry_in_ns=1, message=message)
+    def unasked_start(self, _event: Event) -> Iterable[Record]:
+        """Starts its VM again without leave, so that nobody counts its crashes."""
+        self._socket.send(vm_failed=self._failure("once"))
+        while True:  # leave for the second start may have come meanwhile, for the ninth it cannot
+            self._socket.send(vm_started=control.VmStarted(vm_id=self._vm_ids[0], generation=9))
+
+    def _failure(self, message: str, generation: int = 1) -> control.VmFailed:
+        return control.VmFailed(vm_id=self._vm_ids[0], generation=generation, message=message)
 
     def smuggle(self, event: Event) -> Iterable[Record]:
         """Good frames with descriptors beside them, to fill the receiver's table."""
+        self._smuggle_one()
+        return pass_through(event)
+
+    def _smuggle_one(self) -> None:
+        """A failure is told once for each leave to start; there is no other frame to be had so often."""
+        if self._smuggled == SMUGGLED_FRAMES:
+            return
+        self._smuggled += 1
         vm = self._vms[0]
         fds = array.array("i", [vm.fds.memfd, vm.fds.vm_event_fd, vm.fds.client_event_fd] * 20)
-        frame = control.FromWorker(vm_failed=self._failure("smuggled")).SerializeToString()
-        for _ in range(50):
-            self._socket._socket.sendmsg([frame], [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, fds)])
-        return pass_through(event)
+        frame = control.FromWorker(vm_failed=self._failure("smuggled", self._smuggled)).SerializeToString()
+        self._socket._socket.sendmsg([frame], [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, fds)])
 
     def system_call(self, event: Event) -> Iterable[Record]:
         """What no honest worker asks of the kernel."""

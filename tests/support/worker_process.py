@@ -14,7 +14,7 @@ from sandboxd.channel.memfd import ChannelFds, create_blob, create_channel
 from sandboxd.channel.sync_vm import SyncVm
 from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.jail.waiter import worker_pid
-from sandboxd.limits import MIB, MS_NS, S_NS
+from sandboxd.limits import MIB, MS_NS
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames, launch
 from sandboxd.vm import config_blob
@@ -122,9 +122,9 @@ class WorkerProcess:
         vm_id: int = 1,
         plugin_id: int = 1,
         *,
-        backoff_ms: int = 50,
-        max_crashes: int = 5,
+        restarts: int = 1000,
         spin: int = 100,
+        shared_fd: int | None = None,
     ) -> None:
         """Open a VM."""
         blob_fd = create_blob("configuration", blob)
@@ -133,11 +133,12 @@ class WorkerProcess:
             plugin_id=plugin_id,
             ring_bytes=fds.ring_bytes,
             spin=spin,
-            restart_backoff_ns=backoff_ms * MS_NS,
-            restart_max_crashes=max_crashes,
-            restart_window_ns=60 * S_NS,
+            restarts=restarts,
         )
-        self.send(control.ToWorker(open_vm=request), (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob_fd))
+        self.send(
+            control.ToWorker(open_vm=request),
+            (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob_fd, *([] if shared_fd is None else [shared_fd])),
+        )
         os.close(blob_fd)
 
     def cpu_ticks(self) -> int:
@@ -164,7 +165,8 @@ class OneVm:
         jailer: Jailer | None = None,
         **config: Any,
     ) -> None:
-        opening = {key: config.pop(key) for key in ("backoff_ms", "max_crashes", "spin") if key in config}
+        opening = {key: config.pop(key) for key in ("restarts", "spin", "shared_fd") if key in config}
+        vm_id = config.pop("vm_number", 1)
         self.worker = WorkerProcess(jailer)
         self.fds = create_channel(65536)
         self.vm = SyncVm(VmClient(self.fds))
@@ -172,7 +174,7 @@ class OneVm:
             assert self.worker.load(bundle.data, cpu_ms=cpu_ms, start_ms=start_ms) == ""
             for plugin_id, other in (more or {}).items():
                 assert self.worker.load(other.data, plugin_id, cpu_ms=cpu_ms, start_ms=start_ms) == ""
-            self.worker.open(self.fds, configuration(bundle.manifest, 65536, **config), **opening)
+            self.worker.open(self.fds, configuration(bundle.manifest, 65536, **config), vm_id, **opening)
         except BaseException:
             self.__exit__()
             raise

@@ -27,6 +27,7 @@ CONFIG = VmConfig(
     plugin_configuration=b"secret",
     environment=(("K", "V"),),
     denied_properties=(("source", "address"),),
+    upstreams=("auth",),
 )
 
 
@@ -40,14 +41,16 @@ def test_encode() -> None:
     assert found[Tag.VM_CONFIGURATION] == b""
     assert found[Tag.PLUGIN_CONFIGURATION] == b"secret"
     assert found[Tag.ENVIRONMENT] == struct.pack("<III", 1, 1, 1) + b"K\0V\0"
-    assert struct.unpack("<10Q", found[Tag.LIMITS]) == tuple(range(101, 111))
+    defaults = (1, 64, 1 << 20, 65_520, 1024)
+    assert struct.unpack("<15Q", found[Tag.LIMITS]) == (*range(101, 111), *defaults)
     assert struct.unpack("<Q", found[Tag.FLAGS]) == (2 | 3 << 8,)
     assert found[Tag.DENIED_PROPERTIES] == struct.pack("<III", 1, 14, 0) + b"source\0address\0\0"
-    assert struct.unpack("<Q", found[Tag.CALLBACKS]) == (1 << 13 | 1 << 14,)
+    assert struct.unpack("<Q", found[Tag.CALLBACKS]) == (1 << 13 | 1 << 14 | 1 << 15,)
     assert struct.unpack("<I", found[Tag.ABI]) == (2,)
     assert struct.unpack("<I", found[Tag.GENERATION]) == (1,)
     assert struct.unpack("<I", found[Tag.RING_BYTES]) == (65536,)
-    assert sorted(found) == sorted(Tag)
+    assert found[Tag.UPSTREAMS] == struct.pack("<III", 1, 4, 0) + b"auth\0\0"
+    assert sorted(found) == sorted(set(Tag) - {Tag.SHARED})
 
 
 def test_refresh_changes_three_entries() -> None:
@@ -102,3 +105,16 @@ def test_flags_and_violations_are_hostcores() -> None:
     assert flags["FLAG_LENIENT_MAPS"] == config_blob.Flag.LENIENT_MAPS
     assert flags["FLAG_LIVE_CLOCK"] == config_blob.Flag.LIVE_CLOCK
     assert set(violations.values()) == {0, *traps.VIOLATIONS}
+
+
+def test_refresh_places_the_vm_in_the_shared_region() -> None:
+    """Added, replaced, and taken away again."""
+    blob = encode(CONFIG, entropy=bytes(32), start_time_ns=7)
+    fresh = {"entropy": bytes(32), "start_time_ns": 7, "generation": 1}
+
+    first = refresh(blob, **fresh, shared=(65536, 3))
+    second = refresh(first, **fresh, shared=(65536, 4))
+
+    assert dict(entries(first))[Tag.SHARED] == struct.pack("<II", 65536, 3)
+    assert dict(entries(second))[Tag.SHARED] == struct.pack("<II", 65536, 4)
+    assert refresh(second, **fresh) == blob

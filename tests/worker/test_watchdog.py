@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandboxd.limits import MS_NS
-from sandboxd.worker.watchdog import IDLE_LOOKS, MAX_PERIOD_NS, MIN_PERIOD_NS, Watch, Watchdog
+from sandboxd.worker.watchdog import IDLE_NS, MAX_PERIOD_NS, MIN_PERIOD_NS, SHORTEST_SLEEP_NS, Watch, Watchdog
 
 
 class Thread:
@@ -106,10 +106,42 @@ def test_stop_holds_for_whatever_runs() -> None:
     assert watch.should_stop()
 
 
-@pytest.mark.parametrize(("call_ms", "period"), [(1, MIN_PERIOD_NS), (20, 5 * MS_NS), (1000, MAX_PERIOD_NS)])
+@pytest.mark.parametrize(("call_ms", "period"), [(0, MIN_PERIOD_NS), (2, MS_NS // 2), (1000, MAX_PERIOD_NS)])
 def test_period_follows_the_limit(call_ms: int, period: int) -> None:
-    """Between one and ten milliseconds."""
+    """At most a millisecond: so much of a call may go unnoticed."""
     assert Thread().watch(call_ms).period_ns == period
+
+
+def test_a_call_near_its_limit_is_looked_at_when_it_can_be_there() -> None:
+    """Not a whole period later."""
+    thread = Thread()
+    watch = thread.watch()
+    thread.call_stamp = 1
+    watch.look()
+    assert watch.next_look_ns == MAX_PERIOD_NS
+    thread.cpu += 5 * MS_NS - 1000
+
+    assert not watch.look()
+    assert watch.next_look_ns == 1000
+    thread.cpu += 1000
+    assert not watch.look()  # the limit itself is allowed
+    thread.cpu += 1
+    assert watch.look()
+
+
+def test_the_shortest_pause_of_all_vms_counts() -> None:
+    """One VM near its limit beside one that has just begun; never a busy loop."""
+    watchdog = Watchdog(lambda: None)
+    near, fresh = Thread(), Thread()
+    for thread in (near, fresh):
+        watchdog.add(thread.watch())
+        thread.call_stamp = 1
+    assert watchdog.round() == MAX_PERIOD_NS
+    near.cpu += 5 * MS_NS - 300_000
+
+    assert watchdog.round() == 300_000
+    near.cpu += 299_999
+    assert watchdog.round() == SHORTEST_SLEEP_NS
 
 
 def test_round_interrupts_once_for_all_offenders() -> None:
@@ -149,7 +181,7 @@ def test_watchdog_sleeps_when_nothing_runs_and_wakes() -> None:
 
     watchdog = Watchdog(lambda: None, sleep)
     watchdog.start()
-    for _ in range(IDLE_LOOKS):
+    for _ in range(IDLE_NS // MAX_PERIOD_NS):
         assert slept.acquire(timeout=5)
     assert not slept.acquire(timeout=0.2)
 

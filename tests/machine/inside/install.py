@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import time
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,11 @@ def _readme_commands() -> list[str]:
 def service_is_hardened() -> dict[str, Any]:
     """What the unit asks for is in force for the daemon and its fronts."""
     expected = sum(1 << number for number in _CAPABILITIES.values())
-    pids = [system.main_pid(), *(front["pid"] for front in system.status()["fronts"])]
-    for pid in pids:
-        fields = dict(
-            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
-        )
-        assert int(fields["CapBnd"], 16) == expected, fields["CapBnd"]
+    daemon = system.main_pid()
+    for pid in (daemon, *(front["pid"] for front in system.status()["fronts"])):
+        fields = _status_fields(Path(f"/proc/{pid}"))
+        if pid == daemon:
+            assert int(fields["CapBnd"], 16) == expected, fields["CapBnd"]
         assert fields["NoNewPrivs"] == "1"
         assert fields["Seccomp"] == "2"
         root = f"/proc/{pid}/root"
@@ -88,6 +88,33 @@ def service_is_hardened() -> dict[str, Any]:
     exposure = float(words.split(":", 1)[1].split()[0])
     assert exposure <= _MAX_EXPOSURE, words
     return {"exposure, of 10": exposure}
+
+
+def _status_fields(process: Path) -> dict[str, str]:
+    """Return the fields of a process's, or a thread's, status."""
+    lines = (process / "status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def fronts_have_nothing_left() -> dict[str, Any]:
+    """No thread of a front is root or has a capability, though the daemon has and the sockets are root's."""
+    assert int(_status_fields(Path(f"/proc/{system.main_pid()}"))["CapEff"], 16)
+    user = pwd.getpwnam("sandboxd")
+    assert user.pw_uid
+    threads = 0
+    for front in system.status()["fronts"]:
+        for thread in Path(f"/proc/{front['pid']}/task").iterdir():
+            fields = _status_fields(thread)
+            assert set(fields["Uid"].split()) == {str(user.pw_uid)}, fields
+            assert set(fields["Gid"].split()) == {str(user.pw_gid)}, fields
+            for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+                assert int(fields[name], 16) == 0, (name, fields)
+            assert fields["NoNewPrivs"] == "1"
+            threads += 1
+        # Not dumpable: /proc/PID belongs to root.
+        assert Path(f"/proc/{front['pid']}/environ").stat().st_uid == 0
+    assert Path("/run/sandboxd/front-0.sock").owner() == "root"
+    return {"threads": threads, "user": f"{user.pw_name} ({user.pw_uid})"}
 
 
 def jail_holds_under_the_units_hardening() -> dict[str, Any]:

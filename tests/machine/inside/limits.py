@@ -219,3 +219,45 @@ def removed_tenant_leaves_no_process() -> dict[str, Any]:
     system.worker_pid("hungry")
     exchange.check_calm()
     return {"leaf": leaf.name}
+
+
+def _two(leaf: Path) -> list[str] | None:
+    pids = (leaf / "cgroup.procs").read_text().split()
+    return pids if len(pids) == 2 else None
+
+
+def compilers_have_cgroups_of_their_own() -> dict[str, Any]:
+    """A compiler is limited apart from the daemon: by the kernel's files, and by a fork bomb in its place."""
+    before = time.monotonic()
+    system.write_policy("fresh", tenants.policy("fresh", "rust/http_headers.wasm", f"pids: {tenants.PIDS}"))
+    reload = subprocess.Popen(["systemctl", "reload", "sandboxd"])
+    bomb: subprocess.Popen[str] | None = None
+    try:
+        leaf = system.wait_for(lambda: next(system.SUBTREE.glob("compiler-*"), None), "a compiler", 60, pause_s=0.01)
+        # Both of its processes: a bomb that came first would keep it from closing its own jail.
+        inside = system.wait_for(lambda: _two(leaf), "a compiler in its jail", 30, pause_s=0.01)
+        found = {name: (leaf / name).read_text().strip() for name in _FILES}
+        daemon = (system.SUBTREE / "daemon" / "cgroup.procs").read_text().split()
+        assert not set(inside) & set(daemon)
+        assert found["memory.max"] == str(2 << 30), found
+        assert found["memory.swap.max"] == "0", found
+        assert found["memory.oom.group"] == "1", found
+        assert found["pids.max"] == "8", found
+        assert found["cpu.weight"] == "25", found
+        bomb = system.inside(leaf, _BOMB)
+        assert bomb.stdout is not None
+        children, errno = map(int, bomb.stdout.readline().split())
+        assert errno == _EAGAIN
+        assert children < 8, children
+        exchange.check_calm()
+        assert reload.wait(120) == 0
+    finally:
+        reload.wait(120)
+        (system.POLICIES / "fresh.yaml").unlink()
+        system.run("systemctl", "reload", "sandboxd")
+        if bomb is not None:
+            bomb.communicate(timeout=30)
+    # The bomb was still in it: a compiler's leaf takes everything along when it goes.
+    assert bomb.returncode == -9, bomb.returncode
+    assert not list(system.SUBTREE.glob("compiler-*"))
+    return {"children": children, "seconds": round(time.monotonic() - before, 1), **found}

@@ -62,14 +62,14 @@ def worker_pid(name: str) -> int:
     return wait_for(running, f"tenant {name} to run", 90)
 
 
-def wait_for(look: Callable[[], T | None], what: str, timeout_s: float) -> T:
+def wait_for(look: Callable[[], T | None], what: str, timeout_s: float, pause_s: float = 0.2) -> T:
     """Return the first answer that is not None, False or 0."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         if found := look():
             return found
         assert time.monotonic() < deadline_s, f"waited {timeout_s:.0f} s in vain for {what}"
-        time.sleep(0.2)
+        time.sleep(pause_s)
 
 
 def alive(pid: int) -> bool:

@@ -1,0 +1,254 @@
+"""
+Completions on their way in: which event each record belongs to, and whether it may come now. Without I/O.
+
+The rules that a VM has to keep, and that are checked here, are those of ``docs/channel.md``; of a single effect see
+`completions`. Records are copies already: nothing that is checked here can change afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sandboxd.channel import layout
+from sandboxd.channel.completions import Completion, Effect, EventLimits, Verdict, VmRestarted, check_effect
+from sandboxd.channel.errors import ChannelBroken
+from sandboxd.channel.layout import COUNTER_MASK, FLAG_AS_SUBMITTED, FLAG_MORE, FLAGS_ALL, VERDICT, VM_STARTED
+from sandboxd.channel.ring import Record
+
+_EFFECT_OVERHEAD_BYTES = 64
+_HALF_RANGE = 1 << 31
+_LOOSE_WINDOW_NS = 100_000_000
+"""What arises outside events is bounded per so much time. hostcore bounds itself to less."""
+
+
+class Pending:
+    """
+    One event that waits for its verdict.
+
+    Args:
+        stream_id: the event's own stream.
+        kind: of the submission.
+        payload: a body as submitted, until AS_SUBMITTED asks for it.
+        limits: what the event may bring.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "bytes_left",
+        "effects",
+        "effects_left",
+        "kind",
+        "notices",
+        "partial",
+        "payload",
+        "stream_id",
+    )
+
+    def __init__(self, stream_id: int, kind: int, payload: bytes | None, limits: EventLimits) -> None:
+        self.stream_id = stream_id
+        self.kind = kind
+        self.payload = payload
+        self.effects: list[Effect] = []
+        self.notices: list[Effect] = []
+        self.partial: dict[int, tuple[int, int, int, list[bytes]]] | None = None
+        """Per stream the fragments of an effect that is not whole: kind, flags, arg, pieces."""
+        self.effects_left = limits.max_effects
+        self.bytes_left = limits.max_bytes
+        self.abandoned = False
+
+    def charge(self, payload_bytes: int) -> None:
+        """Count one record against what the event may bring."""
+        self.effects_left -= 1
+        self.bytes_left -= payload_bytes + _EFFECT_OVERHEAD_BYTES
+        if self.effects_left < 0 or self.bytes_left < 0:
+            raise ChannelBroken("event with more or larger effects than its limits allow")
+
+    def abandon(self) -> None:
+        """Nobody waits any more: keep nothing of what comes."""
+        self.abandoned = True
+        self.payload = None
+        self.effects.clear()
+        self.notices.clear()
+
+    def join(self, record: Record) -> bytes | None:
+        """Add a fragment, or what is none. Returns the whole payload after the last one."""
+        kind, flags, stream_id, _, arg, payload = record
+        if self.partial is None:
+            self.partial = {}
+        known = self.partial.get(stream_id)
+        if known is None:
+            if not flags & FLAG_MORE:
+                return payload
+            self.partial[stream_id] = (kind, flags & ~FLAG_MORE, arg, [payload])
+            return None
+        if known[0] != kind or known[2] != arg:
+            raise ChannelBroken("fragments of one effect interleaved with another effect of the same stream")
+        known[3].append(payload)
+        if flags & FLAG_MORE:
+            return None
+        del self.partial[stream_id]
+        return b"".join(known[3])
+
+
+class Intake:
+    """
+    The events that have no verdict yet, and what has come for them.
+
+    Args:
+        limits: what one event may bring.
+    """
+
+    def __init__(self, limits: EventLimits) -> None:
+        self._limits = limits
+        self._pending: dict[int, Pending] = {}
+        self._loose_limits = replace(limits, max_effects=limits.max_loose)
+        self._loose = Pending(0, 0, None, self._loose_limits)
+        """Stands for what arises outside events: bounds it per window of time."""
+        self._loose_since_ns = 0
+        self._restart_seq = 0
+        self.next_stream_id = 1
+        self.next_seq = 1
+        self.generation = 0
+        self.dropped = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Events without a verdict."""
+        return len(self._pending)
+
+    def is_outstanding(self, event_seq: int) -> bool:
+        """Return whether the event still waits for its verdict."""
+        return event_seq in self._pending
+
+    def take_stream_id(self) -> int:
+        """Return the number of a new stream."""
+        stream_id = self.next_stream_id
+        self.next_stream_id += 1
+        return stream_id
+
+    def take_seq(self) -> int:
+        """Return the number of a new event."""
+        seq = self.next_seq
+        self.next_seq = seq + 1 if seq < COUNTER_MASK else 1
+        return seq
+
+    def expect(self, seq: int, stream_id: int, kind: int, body: bytes | None) -> None:
+        """The event was submitted: a verdict has to come."""
+        self._pending[seq] = Pending(stream_id, kind, body, self._limits)
+
+    def abandon(self, event_seq: int) -> None:
+        """See `Pending.abandon`."""
+        pending = self._pending.get(event_seq)
+        if pending is not None:
+            pending.abandon()
+
+    def take(self, records: Iterable[Record]) -> list[Completion]:
+        """
+        Return what these records complete, in order.
+
+        Raises:
+            ChannelBroken: a record breaks a rule.
+        """
+        completions: list[Completion] = []
+        waiting = self._pending
+        for record in records:
+            kind = record[0]
+            if kind not in layout.COMPLETION_NAMES or record[1] > FLAGS_ALL:
+                raise ChannelBroken(f"completion of unknown kind {kind} or flags {record[1]:#x}")
+            pending = waiting.get(record[3])
+            if pending is None:
+                self._take_loose(record, completions)
+            elif kind == VERDICT:
+                completions.append(self._verdict(pending, record))
+            elif kind == VM_STARTED:
+                raise ChannelBroken("VM_STARTED within an event")
+            else:
+                pending.charge(len(record[5]))
+                if not pending.abandoned:
+                    effect = self._effect(pending, record)
+                    if effect is not None:
+                        (pending.notices if kind >= layout.LOG else pending.effects).append(effect)
+        return completions
+
+    def _verdict(self, pending: Pending, record: Record) -> Verdict:
+        _, _, stream_id, seq, arg, payload = record
+        code = arg & COUNTER_MASK
+        state = arg >> 32
+        if payload or code > layout.CODE_STREAM_OVER or state > layout.STATES_ALL:
+            raise ChannelBroken(f"verdict with code {code}, state {state}, {len(payload)} bytes")
+        if stream_id != pending.stream_id:
+            raise ChannelBroken(f"verdict for stream {stream_id}, the event was of stream {pending.stream_id}")
+        if pending.partial:
+            raise ChannelBroken("verdict before the last fragment of an effect")
+        del self._pending[seq]
+        return Verdict(stream_id, seq, code, state, pending.effects, pending.notices)
+
+    def _effect(self, pending: Pending, record: Record) -> Effect | None:
+        """Return the effect that this record completes, None while fragments are missing."""
+        kind, flags, stream_id, _, arg, payload = record
+        if not (0 < stream_id < self.next_stream_id) and kind < layout.LOG:
+            raise ChannelBroken(f"effect on stream {stream_id}, which was never opened")
+        if flags & FLAG_MORE or pending.partial:
+            joined = pending.join(record)
+            if joined is None:
+                return None
+            payload = joined
+            record = (*record[:5], payload)
+        check_effect(kind, flags, arg, payload)
+        if flags & FLAG_AS_SUBMITTED and kind in layout.BODY_KINDS:
+            if pending.payload is None or kind != pending.kind or stream_id != pending.stream_id:
+                raise ChannelBroken("AS_SUBMITTED without a body that was submitted")
+            record = (*record[:5], pending.payload)
+            pending.payload = None
+        return Effect._make(record)
+
+    def _take_loose(self, record: Record, completions: list[Completion]) -> None:
+        """Deal with a record whose event is not outstanding."""
+        kind, _, _, seq, arg, payload = record
+        self._charge_loose(len(payload))
+        if kind == VM_STARTED:
+            if seq or payload:
+                raise ChannelBroken("VM_STARTED within an event or with a payload")
+            completions.append(self._restarted(arg))
+            return
+        if seq and self._is_stale(seq):
+            self.dropped += 1
+            return
+        if seq and not self._was_issued(seq):
+            raise ChannelBroken(f"{layout.COMPLETION_NAMES[kind]} for event {seq}, which was never submitted")
+        if kind == VERDICT or (seq and kind < layout.LOG):
+            raise ChannelBroken(f"{layout.COMPLETION_NAMES[kind]} outside any outstanding event")
+        effect = self._effect(self._loose, record)
+        if effect is not None:
+            completions.append(effect)
+
+    def _charge_loose(self, payload_bytes: int) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._loose_since_ns > _LOOSE_WINDOW_NS and not self._loose.partial:
+            self._loose_since_ns = now_ns
+            self._loose.effects_left = self._loose_limits.max_effects
+            self._loose.bytes_left = self._loose_limits.max_bytes
+        self._loose.charge(payload_bytes)
+
+    def _restarted(self, generation: int) -> VmRestarted:
+        if not self.generation < generation <= COUNTER_MASK:
+            raise ChannelBroken(f"VM_STARTED of generation {generation} after {self.generation}")
+        first = self.generation == 0
+        self.generation = generation
+        self._loose.partial = None
+        if first:
+            # What was submitted while the first VM started is still in the ring and belongs to that VM.
+            return VmRestarted(generation, [])
+        lost = [(seq, pending.stream_id) for seq, pending in self._pending.items()]
+        self._pending.clear()
+        self._restart_seq = self.next_seq - 1
+        return VmRestarted(generation, lost)
+
+    def _is_stale(self, seq: int) -> bool:
+        """Whether the event was submitted before the last restart; the new VM may still meet it in the ring."""
+        return self._restart_seq != 0 and (self._restart_seq - seq) & COUNTER_MASK < _HALF_RANGE
+
+    def _was_issued(self, seq: int) -> bool:
+        return 0 < (self.next_seq - seq) & COUNTER_MASK < _HALF_RANGE

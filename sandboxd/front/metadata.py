@@ -1,0 +1,61 @@
+"""What a plugin wrote with ``proxy_set_property``, on its way out as dynamic metadata. Pure."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from sandboxd import limits
+from sandboxd.channel.completions import decode_map
+from sandboxd.front.plugin import Plugin
+from sandboxd.front.side import Report
+
+
+class Metadata:
+    """
+    Properties that no reply has carried yet; true if there are any.
+
+    Args:
+        plugin: who writes.
+        report: told of what the policy refuses.
+    """
+
+    __slots__ = ("_plugin", "_report", "_values")
+
+    def __init__(self, plugin: Plugin, report: Report) -> None:
+        self._plugin = plugin
+        self._report = report
+        self._values: dict[str, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, payload: bytes) -> None:
+        """
+        Take the payload of a PROPERTY_SET.
+
+        Raises:
+            ChannelBroken: it is malformed.
+        """
+        for path, value in decode_map(payload):
+            refusal = self._plugin.rules.property(path, value)
+            if refusal is not None:
+                self._report(f"refused.{refusal.reason}", refusal.name)
+                continue
+            if len(self._values) >= limits.MAX_WRITTEN_PROPERTIES:
+                self._report("refused.too_many", "property")
+                continue
+            key = path.removesuffix(b"\0").replace(b"\0", b".").decode()
+            try:
+                self._values[key] = value.decode()
+            except UnicodeDecodeError:
+                self._values[key] = {"base64": base64.b64encode(value).decode()}
+
+    def take(self) -> bytes:
+        """Return the part of a ``ProcessingResponse`` that carries all of them, once."""
+        message = pb.ProcessingResponse()
+        message.dynamic_metadata.update({self._plugin.metadata_namespace: self._values})
+        self._values = {}
+        return bytes(message.SerializeToString())

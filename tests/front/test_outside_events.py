@@ -1,0 +1,97 @@
+"""Effects that arise outside any event: a tick or the answer to a callout lets a paused request go on, or ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.channel import layout
+from sandboxd.channel.completions import LocalResponse, encode_local_response
+from tests.support.fake_vm import Event, pass_through
+from tests.support.front_rig import Rig, plugin, request_headers
+
+STOPPED = layout.STATE_REQUEST_PAUSED | layout.STATE_REQUEST_HEADERS_HELD | layout.STATE_REQUEST_ALL_STOPPED
+Record = tuple[int, int, int, int, int, bytes]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A front with its fake VMs."""
+    made = Rig(tmp_path)
+    await made.start()
+    yield made
+    await made.close()
+
+
+def vm_that_pauses(late: Callable[[int], Iterable[Record]]) -> tuple[list[int], Callable[[Event], list[Any]]]:
+    """A VM that pauses the first stream; with the second stream's verdict come records outside any event."""
+    held: list[int] = []
+
+    def answer(event: Event) -> list[Any]:
+        if event.kind != layout.REQUEST_HEADERS:
+            return list(pass_through(event))
+        if not held:
+            held.append(event.stream_id)
+            return [event.verdict(0, STOPPED)]
+        return [*pass_through(event), *late(held[0])]
+
+    return held, answer
+
+
+async def paused(rig: Rig, late: Callable[[int], Iterable[Record]]) -> Any:
+    """A call that waits, and a second one whose event brings the records."""
+    held, answer = vm_that_pauses(late)
+    rig.attach(plugin("limits: {time_per_event: 5s}"), answer=answer)
+    waiting = rig.call()
+    await waiting.send(request_headers(eos=True))
+    await rig.until(lambda: held)
+    other = rig.call()
+    assert (await other.ask(request_headers(eos=True))).HasField("request_headers")
+    await other.done()
+    return waiting
+
+
+async def test_a_paused_request_goes_on(rig: Rig) -> None:
+    waiting = await paused(rig, lambda stream: [(layout.REQUEST_HEADERS, layout.FLAG_END_OF_STREAM, stream, 0, 0, b"")])
+
+    assert (await waiting.receive()).HasField("request_headers")
+    await waiting.done()
+
+
+async def test_a_paused_request_is_answered(rig: Rig) -> None:
+    payload = encode_local_response(LocalResponse(429, -1, False, b"limited", [], b"slow down"), b"")
+    waiting = await paused(rig, lambda stream: [(layout.LOCAL_RESPONSE, 0, stream, 0, 0, payload)])
+
+    reply = await waiting.receive()
+
+    assert reply.immediate_response.status.code == 429
+    assert reply.immediate_response.body == b"slow down"
+
+
+async def test_effects_on_a_stream_that_is_over_are_counted(rig: Rig) -> None:
+    """The request has gone away while the callout was under way."""
+    over: list[int] = []
+
+    def answer(event: Event) -> list[Any]:
+        records = list(pass_through(event))
+        if event.kind == layout.STREAM_CLOSE:
+            over.append(event.stream_id)
+        elif event.kind == layout.REQUEST_HEADERS and over:
+            records.append((layout.REQUEST_HEADERS, 0, over[0], 0, 0, b""))
+        return records
+
+    rig.attach(plugin("limits: {time_per_event: 5s}"), answer=answer)
+    first = rig.call()
+    await first.ask(request_headers(eos=True))
+    await first.done()
+    await rig.until(lambda: over)
+    await asyncio.sleep(0.05)
+    second = rig.call()
+    assert (await second.ask(request_headers(eos=True))).HasField("request_headers")
+    await second.done()
+
+    await rig.until(lambda: rig.count("effects_on_closed_streams") == 1)
