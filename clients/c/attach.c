@@ -104,10 +104,12 @@ static int receive(int socket, struct frame *frame, sbx_error *error)
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
                              .msg_controllen = sizeof control};
     ssize_t got;
+    bool reset = false;
     frame->fd_count = 0;
-    do
+    do {
         got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+        /* The daemon closed without having read all: what it said before is still there behind this error. */
+    } while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !reset && (reset = true))));
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         return SBX_AGAIN;
     if (got < 0 && errno != ECONNRESET)
@@ -178,7 +180,8 @@ static int request(int socket, const sbx_attach_options *options, sbx_error *err
     put_u32(payload, (uint32_t)tenant_len | (uint32_t)plugin_len << 16);
     memcpy(payload + 8, options->tenant, tenant_len);
     memcpy(payload + 8 + tenant_len, plugin, plugin_len);
-    if (send_frame(socket, FRAME_ATTACH, payload, 8 + tenant_len + plugin_len) < 0)
+    /* EPIPE: the daemon refused already, and said why. */
+    if (send_frame(socket, FRAME_ATTACH, payload, 8 + tenant_len + plugin_len) < 0 && errno != EPIPE)
         return fail_errno(error, "sending to the daemon");
     return SBX_OK;
 }

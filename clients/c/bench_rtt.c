@@ -2,7 +2,8 @@
  * How long one event takes, from submission to verdict: with both sides spinning, and with both asleep.
  *
  *     bench_rtt SOCKET TENANT PLUGIN [EVENTS]     over the daemon's attach socket
- *     bench_rtt --loop [EVENTS]                   against a thread of this process that only answers: the channel alone
+ *     bench_rtt --loop [EVENTS]                   against a thread of this process that only answers: the channel alone,
+ *                                                 each of both on a CPU of its own if there are two
  *
  * Prints one line of JSON: for each way the 50th, 90th, 99th and 99.9th percentile, in ns.
  */
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,6 +153,24 @@ static void *loop_main(void *unused)
     return NULL;
 }
 
+/* One CPU for each of both threads, if there are two: a scheduler that puts them on one measures itself. */
+static void pin(pthread_t vm)
+{
+    cpu_set_t all, one;
+    if (sched_getaffinity(0, sizeof all, &all) || CPU_COUNT(&all) < 2)
+        return;
+    pthread_t threads[] = {pthread_self(), vm};
+    int cpu = -1;
+    for (int i = 0; i < 2; i++) {
+        do
+            cpu++;
+        while (!CPU_ISSET(cpu, &all));
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(threads[i], sizeof one, &one);
+    }
+}
+
 static sbx_policy *plain_policy(void)
 {
     static const uint64_t numbers[][5] = {{1}, {65536, 256, 65536, 5000000000u, 1000}, {0, 503}, {7, 256, 16384, 65536}};
@@ -212,6 +232,7 @@ int main(int argc, char **argv)
     if (loop) {
         channel = open_loop();
         pthread_create(&thread, NULL, loop_main, NULL);
+        pin(thread);
     } else {
         sbx_attach_options options = {argv[1], argv[2], argv[3], SBX_ANY_UID, 0};
         sbx_error error;

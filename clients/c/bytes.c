@@ -16,13 +16,50 @@ bool equal_lower(sbx_bytes a, sbx_bytes b)
     return true;
 }
 
-/* FNV-1a. Tables are small and bounded, so a peer that makes names collide gains little. */
+/* FNV-1a. */
 uint32_t hash_lower(sbx_bytes name)
 {
     uint32_t hash = 2166136261u;
     for (size_t i = 0; i < name.len; i++)
         hash = (hash ^ lower(name.data[i])) * 16777619u;
     return hash ^ hash >> 15;
+}
+
+static uint64_t rotate(uint64_t value, unsigned by)
+{
+    return value << by | value >> (64 - by);
+}
+
+static void sip_round(uint64_t v[4])
+{
+    v[0] += v[1], v[2] += v[3];
+    v[1] = rotate(v[1], 13) ^ v[0], v[3] = rotate(v[3], 16) ^ v[2];
+    v[0] = rotate(v[0], 32);
+    v[2] += v[1], v[0] += v[3];
+    v[1] = rotate(v[1], 17) ^ v[2], v[3] = rotate(v[3], 21) ^ v[0];
+    v[2] = rotate(v[2], 32);
+}
+
+uint32_t hash_keyed(const uint8_t *key, sbx_bytes name)
+{
+    uint64_t a = get_u64(key), b = get_u64(key + 8), word = 0;
+    uint64_t v[4] = {a ^ 0x736f6d6570736575u, b ^ 0x646f72616e646f6du, a ^ 0x6c7967656e657261u, b ^ 0x7465646279746573u};
+    for (size_t i = 0; i <= name.len; i++) {
+        uint64_t byte = i < name.len ? lower(name.data[i]) : name.len & 255;
+        bool last = i == name.len;
+        word |= byte << (last ? 56 : 8 * (i % 8));
+        if (i % 8 == 7 || last) {
+            v[3] ^= word;
+            sip_round(v);
+            v[0] ^= word;
+            word = 0;
+        }
+    }
+    v[2] ^= 255;
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    uint64_t hash = v[0] ^ v[1] ^ v[2] ^ v[3];
+    return (uint32_t)(hash ^ hash >> 32);
 }
 
 bool lowered(struct arena *arena, sbx_bytes *name)

@@ -33,7 +33,6 @@ int sbx_channel_open(const sbx_descriptors *given, sbx_policy *policy, sbx_chann
     made->next_stream_id = 1;
     made->limit = (struct budget){policy->limits.max_effects, policy->limits.max_bytes};
     made->spin_ns = made->spin_now_ns = given->spin_ns;
-    made->loose.budget = made->limit;
     *channel = made;
     return SBX_OK;
 }
@@ -128,7 +127,7 @@ int channel_drain(sbx_channel *channel)
     if (next == RING_BROKEN)
         return channel_break(channel, SBX_BROKEN, "malformed record");
     /* Padding alone is worth nothing: a VM that sends it without end must not keep us busy for ever. */
-    if (!any && reader.head != ring->cq_head && !charge(&channel->loose, 1, 0))
+    if (!any && reader.head != ring->cq_head && !charge_loose(channel, 0))
         return channel_break(channel, SBX_BROKEN, "padding without end");
     ring_end(ring, &reader);
     if (ring->first && ring_pump(ring))

@@ -16,12 +16,13 @@ struct groups {
     uint32_t count;
     uint32_t *next;  /* per entry: the next one of its name */
     uint32_t *slots; /* hash table of indices into list */
+    const uint8_t *key; /* of the hash */
     uint32_t mask;
 };
 
 static uint32_t *slot_of(const struct groups *groups, sbx_bytes name)
 {
-    uint32_t slot = hash_lower(name) & groups->mask;
+    uint32_t slot = hash_keyed(groups->key, name) & groups->mask;
     while (groups->slots[slot] != NONE && !equal_lower(groups->list[groups->slots[slot]].name, name))
         slot = (slot + 1) & groups->mask;
     return &groups->slots[slot];
@@ -52,7 +53,7 @@ static bool add(struct groups *groups, uint32_t entry, struct arena *scratch)
     return true;
 }
 
-static bool group_by_name(struct map map, struct arena *scratch, struct groups *groups)
+static bool group_by_name(struct map map, const uint8_t *key, struct arena *scratch, struct groups *groups)
 {
     uint32_t slots = 4;
     while (slots < 2 * map.count)
@@ -63,6 +64,7 @@ static bool group_by_name(struct map map, struct arena *scratch, struct groups *
         .next = arena_array(scratch, map.count, sizeof *groups->next),
         .slots = arena_array(scratch, slots, sizeof *groups->slots),
         .mask = slots - 1,
+        .key = key,
     };
     if (!groups->list || !groups->next || !groups->slots)
         return false;
@@ -196,7 +198,8 @@ static bool any_pseudo(struct map map)
     return false;
 }
 
-bool diff(struct map before, struct map after, struct arena *out, struct arena *scratch, sbx_changes *changes)
+static bool diff(struct map before, struct map after, const uint8_t *key, struct arena *out, struct arena *scratch,
+                 sbx_changes *changes)
 {
     *changes = (sbx_changes){0};
     if (begins_with(after, before)) {
@@ -208,7 +211,7 @@ bool diff(struct map before, struct map after, struct arena *out, struct arena *
     }
     struct groups old, now;
     struct builder builder;
-    if (!group_by_name(before, scratch, &old) || !group_by_name(after, scratch, &now) ||
+    if (!group_by_name(before, key, scratch, &old) || !group_by_name(after, key, scratch, &now) ||
         !builder_open(&builder, out, old.count, now.count, after.count))
         return false;
     for (uint32_t i = 0; i < now.count; i++)
@@ -233,7 +236,10 @@ struct hidden {
 static struct hidden *hidden_values(const sbx_policy *policy, enum mode mode, struct map headers, sbx_bytes name,
                                     struct arena *scratch, size_t *count)
 {
-    struct hidden *list = arena_array(scratch, headers.count, sizeof *list);
+    size_t found = 0;
+    for (size_t i = 0; i < headers.count; i++)
+        found += equal_lower(headers.entries[i].name, name);
+    struct hidden *list = arena_array(scratch, found, sizeof *list);
     *count = 0;
     for (size_t i = 0; list && i < headers.count; i++) {
         if (!equal_lower(headers.entries[i].name, name))
@@ -313,7 +319,7 @@ static bool restore(const sbx_policy *policy, enum section section, struct map h
 bool changes_of(const sbx_policy *policy, enum section section, struct map headers, struct map view, bool hidden,
                 struct map after, struct arena *out, struct arena *scratch, sbx_changes *changes)
 {
-    if (!diff(view, after, out, scratch, changes))
+    if (!diff(view, after, policy->key.data, out, scratch, changes)) /* at least 16 bytes, which the worker does not know */
         return false;
     if (!hidden)
         return true;

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #define SPARE_EVENTS 64u
+#define LOOSE_WINDOW_NS 100000000ull
+#define MAX_LOOSE_RECORDS 65536u /* a ring full of the smallest ones, twice */
 
 /* ---- what an event collects -------------------------------------------------------------------------------------- */
 
@@ -34,6 +36,17 @@ bool charge(struct collected *got, uint64_t records, uint64_t bytes)
     got->budget.effects -= records;
     got->budget.bytes -= bytes;
     return true;
+}
+
+/* As Intake._charge_loose in sandboxd/channel/intake.py. */
+bool charge_loose(sbx_channel *channel, uint64_t bytes)
+{
+    uint64_t now_ns = monotonic_ns();
+    if (now_ns - channel->loose_since_ns > LOOSE_WINDOW_NS && !channel->loose.partial_count) {
+        channel->loose_since_ns = now_ns;
+        channel->loose.budget = (struct budget){MAX_LOOSE_RECORDS, channel->limit.bytes};
+    }
+    return charge(&channel->loose, 1, bytes + RECORD_OVERHEAD_BYTES);
 }
 
 /* Gives back what only a large event needed, so that spare ones are small. */

@@ -139,7 +139,9 @@ static inline void put_u64(uint8_t *at, uint64_t value)
 #define LITERAL(text) ((sbx_bytes)LITERAL_INIT(text))
 
 bool equal_lower(sbx_bytes a, sbx_bytes b); /* ASCII case does not matter */
-uint32_t hash_lower(sbx_bytes name);
+uint32_t hash_lower(sbx_bytes name); /* for tables whose names the policy chose */
+/* SipHash-1-3 with a key of 16 bytes: for tables whose names a peer chose, who must not make them collide. */
+uint32_t hash_keyed(const uint8_t *key, sbx_bytes name);
 bool lowered(struct arena *arena, sbx_bytes *name); /* replaces it by a lower-case copy if it is not lower case */
 bool is_utf8(sbx_bytes text);
 /* Writes at most size - 1 bytes and a NUL; what does not print becomes '?'. */
@@ -227,9 +229,8 @@ bool view_of(const sbx_policy *policy, enum section section, struct map headers,
 /* `mode` is MODE_MASK or MODE_HASH. `to` has 32 bytes. */
 sbx_bytes placeholder(const sbx_policy *policy, enum mode mode, sbx_bytes value, uint8_t *to);
 
-/* What differs. `out` holds the result, `scratch` is used in between. False: no memory. */
-bool diff(struct map before, struct map after, struct arena *out, struct arena *scratch, sbx_changes *changes);
-/* As diff, with hidden values put back in the place of what the plugin was shown of them. */
+/* What differs between the plugin's view and what it made of it, with hidden values put back in the place of what it was
+   shown of them. `out` holds the result, `scratch` is used in between. False: no memory. */
 bool changes_of(const sbx_policy *policy, enum section section, struct map headers, struct map view, bool hidden,
                 struct map after, struct arena *out, struct arena *scratch, sbx_changes *changes);
 
@@ -253,6 +254,11 @@ int write_local_response(const sbx_policy *policy, sbx_local_response *local, st
 /* Between any two steps of the sleeping handshake; tests put a pause here. */
 #ifndef SBX_STEP
 #define SBX_STEP() ((void)0)
+#endif
+
+/* After a copy out of shared memory; tests overwrite what was copied, so that a second look at it shows. */
+#ifndef SBX_COPIED
+#define SBX_COPIED(shared, len) ((void)0)
 #endif
 
 /* ---- ring.c ------------------------------------------------------------------------------------------------------ */
@@ -326,12 +332,14 @@ void ring_copy(void *to, const uint8_t *shared, size_t len);
 int ring_prepare_sleep(struct ring *ring);
 void ring_awake(struct ring *ring);
 void ring_clear_event(const struct ring *ring);
+void ring_raise_event(const struct ring *ring); /* as if the VM had */
 
 /* ---- channel.c, streams.c, events.c, take.c, verdict.c ----------------------------------------------------------- */
 
 struct snapshot {
     struct map map;
     bool present, seen; /* seen: the plugin's view is not empty by policy */
+    bool went_on;       /* which happens once */
 };
 
 struct held {
@@ -347,6 +355,7 @@ struct sbx_stream {
     bool lost;
     struct snapshot maps[SECTIONS];
     struct held held[2]; /* request, response: a body that the plugin may not change, as submitted */
+    unsigned late_properties;
     struct arena arena;
 };
 
@@ -366,7 +375,7 @@ struct partial {
     struct piece *first, *last;
 };
 
-/* Bounds what one event, or the time between two verdicts, may bring. */
+/* Bounds what one event, or a window of time outside events, may bring. */
 struct budget {
     uint64_t effects, bytes;
 };
@@ -417,10 +426,12 @@ struct sbx_channel {
     uint32_t generation, next_seq, restart_seq;
     uint64_t next_stream_id, dropped;
     struct budget limit; /* of one event */
-    struct collected loose;
+    struct collected loose; /* what arises outside events, bounded per window of time */
+    uint64_t loose_since_ns;
     uint64_t restarts[64]; /* times, a ring */
     unsigned restart_count;
     uint64_t spin_ns, spin_now_ns;
+    unsigned vain_spins;
     sbx_event **event_slots;
     sbx_stream **stream_slots;
     uint32_t event_mask, stream_mask;
@@ -456,6 +467,7 @@ uint32_t take_seq(sbx_channel *channel);
 void collected_reset(struct collected *got, const sbx_channel *channel);
 void collected_free(struct collected *got);
 bool charge(struct collected *got, uint64_t records, uint64_t bytes); /* false: it is past its budget */
+bool charge_loose(sbx_channel *channel, uint64_t bytes);             /* one record outside events */
 
 #define RECORD_OVERHEAD_BYTES 64u
 
@@ -463,6 +475,8 @@ bool charge(struct collected *got, uint64_t records, uint64_t bytes); /* false: 
 int take_record(sbx_channel *channel, const struct record *record, const uint8_t *payload);
 /* Turns what an event collected into its verdict. SBX_OK, SBX_BROKEN (not told to the channel yet), SBX_NO_MEMORY. */
 int interpret(sbx_channel *channel, sbx_event *event);
+/* Hands out an effect that arose outside events, in channel->loose. The same. */
+int interpret_loose(sbx_channel *channel, const sbx_effect *effect);
 
 /* Submits an encoded payload; `payload` writes it. */
 struct writer {

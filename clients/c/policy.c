@@ -144,7 +144,7 @@ static const char *read_blob(sbx_policy *policy, const uint8_t *data, size_t len
         uint32_t tag = get_u32(data + at);
         size_t size = get_u32(data + at + 4), padded = (size + 7) & ~(size_t)7;
         at += 8;
-        if (padded > len - at)
+        if (size > len - at || padded > len - at)
             return "ends inside an entry";
         if (tag == 0 || tag > TAG_LAST || seen >> tag & 1)
             return "has an unknown entry, or one twice";

@@ -292,6 +292,13 @@ void ring_clear_event(const struct ring *ring)
         ; /* EAGAIN: it was not raised */
 }
 
+void ring_raise_event(const struct ring *ring)
+{
+    static const uint64_t one = 1;
+    while (write(ring->client_event_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
 /* ---- completions ------------------------------------------------------------------------------------------------- */
 
 void ring_copy(void *to, const uint8_t *shared, size_t len)
@@ -299,6 +306,7 @@ void ring_copy(void *to, const uint8_t *shared, size_t len)
     memcpy(to, shared, len);
     /* From here on the compiler has to take shared memory for changed, so it cannot go back to it for `to`. */
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    SBX_COPIED(shared, len);
 }
 
 bool ring_begin(const struct ring *ring, struct reader *reader)

@@ -259,6 +259,8 @@ enum sbx_needs {
     SBX_NEEDS_PROPERTIES = 64,
     SBX_HAS_REQUEST_TRAILERS_CALLBACK = 128,
     SBX_HAS_RESPONSE_TRAILERS_CALLBACK = 256,
+    SBX_HAS_REQUEST_BODY_CALLBACK = 512, /* called for bodies, even if it reads none: sbx_submit_nothing */
+    SBX_HAS_RESPONSE_BODY_CALLBACK = 1024,
 };
 
 /* What one event may bring from the worker before the channel counts as broken. Memory for one event is at most
@@ -386,8 +388,9 @@ typedef struct sbx_hooks {
     void *user;
     /* Outside any event, or of an event that nobody waits for. */
     void (*notice)(void *user, const sbx_notice *notice);
-    /* An effect on `stream` arose in an event of another stream: it goes on, or is answered, now. Copy what you need.
-       SBX_AS_SUBMITTED never comes this way. */
+    /* An effect on `stream` arose outside its own events (in an event of another stream, in a tick, at the answer to a
+       callout): it goes on, or is answered, now. Copy what you need. SBX_AS_SUBMITTED comes this way for a body alone that the
+       plugin does not need: it stands for yours. */
     void (*late)(void *user, sbx_stream *stream, const sbx_effect *effect);
 } sbx_hooks;
 
@@ -458,7 +461,7 @@ SBX_API int sbx_submit_nothing(sbx_stream *stream, enum sbx_kind kind, bool end_
                                sbx_event **event);
 
 /*
- * Looks for the verdict for a while, at most the channel's spin_ns, less if looking was in vain lately.
+ * Looks for the verdict for a while, at most the channel's spin_ns, mostly less if looking was in vain lately.
  *
  * SBX_OK: it is there. SBX_AGAIN: not yet. Otherwise there will be none: SBX_TIMEOUT, SBX_DOWN, SBX_BROKEN,
  * SBX_DETACHED. The same is true of sbx_event_status at any later time.

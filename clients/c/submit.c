@@ -187,9 +187,11 @@ int sbx_submit_body(sbx_stream *stream, enum sbx_kind kind, const sbx_bytes *pie
     if (!is_body_kind(kind) || !needed(stream->channel->policy, kind))
         return SBX_INVALID;
     for (size_t i = 0; i < count; i++) {
-        if (pieces[i].len > UINT32_MAX / 2)
+        if (pieces[i].len > UINT32_MAX / 2) /* before it is added, so that the sum cannot wrap */
             return SBX_LIMIT;
         writer.len += pieces[i].len;
+        if (writer.len > UINT32_MAX / 2)
+            return SBX_LIMIT;
     }
     return submit_body(stream, kind, writer, end_of_stream, time_ns, user, event);
 }

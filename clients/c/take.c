@@ -125,43 +125,56 @@ static bool put_notice(struct collected *got, const sbx_notice *notice)
     return true;
 }
 
-static bool put_effect(struct collected *got, const struct record *record, sbx_bytes data)
+static sbx_effect effect_of(const struct record *record, sbx_bytes data)
 {
-    if (!grow((void **)&got->effects, got->effect_count, &got->effect_capacity, sizeof *got->effects))
-        return false;
-    got->effects[got->effect_count++] = (sbx_effect){
+    return (sbx_effect){
         .kind = record->kind,
         .flags = record->flags & ~(unsigned)FLAG_MORE,
         .stream_id = record->stream_id,
         .arg = record->arg,
         .data = data,
     };
+}
+
+static bool put_effect(struct collected *got, const struct record *record, sbx_bytes data)
+{
+    if (!grow((void **)&got->effects, got->effect_count, &got->effect_capacity, sizeof *got->effects))
+        return false;
+    got->effects[got->effect_count++] = effect_of(record, data);
     return true;
 }
 
-/* Resolves AS_SUBMITTED: the length is known here, the bytes are the caller's. */
+/* Resolves AS_SUBMITTED: the length is known here, the bytes are the caller's. `event` NULL: outside events. */
 static bool resolve(sbx_event *event, const struct record *record, sbx_bytes *data)
 {
     if (!is_body_kind(record->kind) || !(record->flags & SBX_AS_SUBMITTED))
         return true;
-    if (!event->has_body || record->kind != event->kind || record->stream_id != event->stream_id)
+    if (!event || !event->has_body || record->kind != event->kind || record->stream_id != event->stream_id)
         return false;
     event->has_body = false;
     *data = (sbx_bytes){NULL, event->body_len};
     return true;
 }
 
+/* The whole payload of a checked effect or notice; `event` NULL: outside events. SBX_AGAIN: pieces are missing. */
+static int take_payload(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload,
+                        sbx_bytes *data)
+{
+    if (record->kind < SBX_LOG && (record->stream_id == 0 || record->stream_id >= channel->next_stream_id))
+        return SBX_BROKEN;
+    int status = collect(event ? &event->got : &channel->loose, record, payload, data);
+    if (!status && (!legal(record->kind, record->flags, record->arg, data->len) || !resolve(event, record, data)))
+        status = SBX_BROKEN;
+    return status;
+}
+
 static int take_effect(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload)
 {
     struct collected *got = &event->got;
     sbx_bytes data;
-    if (record->kind < SBX_LOG && (record->stream_id == 0 || record->stream_id >= channel->next_stream_id))
-        return SBX_BROKEN;
-    int status = collect(got, record, payload, &data);
+    int status = take_payload(channel, event, record, payload, &data);
     if (status)
         return status == SBX_AGAIN ? SBX_OK : status;
-    if (!legal(record->kind, record->flags, record->arg, data.len) || !resolve(event, record, &data))
-        return SBX_BROKEN;
     if (record->kind < SBX_LOG)
         return put_effect(got, record, data) ? SBX_OK : SBX_NO_MEMORY;
     sbx_notice notice = {record->kind, record->flags, record->stream_id, record->arg, data};
@@ -175,8 +188,6 @@ static int finish(sbx_channel *channel, sbx_event *event)
     int status = event->deaf ? SBX_OK : interpret(channel, event);
     if (status == SBX_BROKEN)
         return SBX_BROKEN;
-    if (channel->loose.budget.effects != channel->limit.effects)
-        collected_reset(&channel->loose, channel);
     event_end(event, status);
     event_leave(channel, event);
     return SBX_OK;
@@ -209,6 +220,14 @@ static bool restarts_too_often(sbx_channel *channel)
     return often;
 }
 
+/* Drops what is collected outside events; its budget stays what it is. */
+static void loose_forget(sbx_channel *channel)
+{
+    struct budget left = channel->loose.budget;
+    collected_reset(&channel->loose, channel);
+    channel->loose.budget = left;
+}
+
 static int take_restart(sbx_channel *channel, const struct record *record)
 {
     if (record->event_seq || record->payload_len || record->arg <= channel->generation || record->arg > UINT32_MAX)
@@ -217,7 +236,7 @@ static int take_restart(sbx_channel *channel, const struct record *record)
         return channel_break(channel, SBX_BROKEN, "VM claims to restart without end");
     bool first = channel->generation == 0;
     channel->generation = (uint32_t)record->arg;
-    collected_reset(&channel->loose, channel);
+    loose_forget(channel);
     /* What was submitted while the first VM started is still in the ring and belongs to that VM. */
     if (!first) {
         channel->restart_seq = channel->next_seq == 1 ? UINT32_MAX : channel->next_seq - 1;
@@ -243,24 +262,36 @@ static bool was_issued(const sbx_channel *channel, uint32_t seq)
     return age > 0 && age < HALF_RANGE;
 }
 
-static int take_loose_notice(sbx_channel *channel, const struct record *record, const uint8_t *payload)
+static void tell_notice(const sbx_channel *channel, const struct record *record, sbx_bytes data)
 {
-    struct collected *got = &channel->loose;
-    sbx_bytes data;
-    int status = collect(got, record, payload, &data);
-    if (status == SBX_AGAIN || status == SBX_NO_MEMORY)
-        return SBX_OK; /* a notice more or less */
-    if (status || !legal(record->kind, record->flags, record->arg, data.len))
-        return channel_break(channel, SBX_BROKEN, "malformed notice outside any event");
     sbx_notice notice = {record->kind, record->flags, record->stream_id, record->arg, data};
     if (channel->hooks.notice)
         channel->hooks.notice(channel->hooks.user, &notice);
+}
+
+/* A notice, or an effect on a stream that goes on, or is answered, without an event of its own. */
+static int take_loose_effect(sbx_channel *channel, const struct record *record, const uint8_t *payload)
+{
+    sbx_bytes data;
+    int status = take_payload(channel, NULL, record, payload, &data);
+    if (!status && record->kind < SBX_LOG) {
+        sbx_effect effect = effect_of(record, data);
+        status = interpret_loose(channel, &effect);
+    } else if (!status) {
+        tell_notice(channel, record, data);
+    }
+    if (status == SBX_BROKEN)
+        return channel_break(channel, SBX_BROKEN, "malformed effect of kind %u outside any event", record->kind);
+    if (status == SBX_NO_MEMORY && record->kind < SBX_LOG) /* a stream would wait for ever; a notice is no loss */
+        return channel_break(channel, SBX_BROKEN, "no memory for an effect outside any event");
+    if (!channel->loose.partial_count)
+        loose_forget(channel);
     return SBX_OK;
 }
 
 static int take_loose(sbx_channel *channel, const struct record *record, const uint8_t *payload)
 {
-    if (!charge(&channel->loose, 1, (uint64_t)record->payload_len + RECORD_OVERHEAD_BYTES))
+    if (!charge_loose(channel, record->payload_len))
         return channel_break(channel, SBX_BROKEN, "more outside events than the limits allow");
     if (record->kind == SBX_VM_STARTED)
         return take_restart(channel, record);
@@ -270,9 +301,9 @@ static int take_loose(sbx_channel *channel, const struct record *record, const u
     }
     if (record->event_seq && !was_issued(channel, record->event_seq))
         return channel_break(channel, SBX_BROKEN, "completion for an event that was never submitted");
-    if (record->kind < SBX_LOG)
-        return channel_break(channel, SBX_BROKEN, "effect outside any outstanding event");
-    return take_loose_notice(channel, record, payload);
+    if (record->kind == COMPLETE_VERDICT || (record->event_seq && record->kind < SBX_LOG))
+        return channel_break(channel, SBX_BROKEN, "effect of an event that has its verdict");
+    return take_loose_effect(channel, record, payload);
 }
 
 int take_record(sbx_channel *channel, const struct record *record, const uint8_t *payload)

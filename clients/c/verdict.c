@@ -9,9 +9,8 @@
 struct turn {
     sbx_channel *channel;
     sbx_stream *stream;
-    sbx_event *event;
     struct collected *got;
-    unsigned properties;
+    unsigned properties; /* written so far */
 };
 
 static const sbx_policy *policy_of(const struct turn *turn)
@@ -192,19 +191,48 @@ static int interpret_effect(struct turn *turn, sbx_effect *effect)
     return status;
 }
 
+/* The stream of an effect; NULL: it is over, or its map went on before. */
+static sbx_stream *stream_of(sbx_channel *channel, const sbx_effect *effect)
+{
+    sbx_stream *stream = sbx_stream_find(channel, effect->stream_id);
+    if (stream && !stream->lost && is_map_kind(effect->kind)) {
+        struct snapshot *snapshot = &stream->maps[section_of(effect->kind)];
+        if (!snapshot->went_on) {
+            snapshot->went_on = true;
+            return stream;
+        }
+        stream = NULL; /* comparing maps costs time: once for each that was submitted */
+    }
+    if (!stream || stream->lost)
+        channel->dropped++;
+    return stream && !stream->lost ? stream : NULL;
+}
+
+int interpret_loose(sbx_channel *channel, const sbx_effect *effect)
+{
+    sbx_effect made = *effect;
+    sbx_stream *stream = stream_of(channel, effect);
+    if (!stream)
+        return SBX_OK;
+    struct turn turn = {channel, stream, &channel->loose, stream->late_properties};
+    int status = interpret_effect(&turn, &made);
+    stream->late_properties = turn.properties;
+    if (!status && channel->hooks.late)
+        channel->hooks.late(channel->hooks.user, stream, &made);
+    return status;
+}
+
 /* Sorts effects: the event's own stay, those on other streams are handed out at once. */
-static int interpret_effects(struct turn *turn)
+static int interpret_effects(struct turn *turn, uint64_t own_stream_id)
 {
     struct collected *got = turn->got;
     size_t kept = 0;
     for (size_t i = 0; i < got->effect_count; i++) {
         sbx_effect effect = got->effects[i];
-        bool own = effect.stream_id == turn->event->stream_id;
-        turn->stream = sbx_stream_find(turn->channel, effect.stream_id);
-        if (!turn->stream) {
-            turn->channel->dropped++;
+        bool own = effect.stream_id == own_stream_id;
+        turn->stream = stream_of(turn->channel, &effect);
+        if (!turn->stream)
             continue;
-        }
         int status = interpret_effect(turn, &effect);
         if (status)
             return status;
@@ -220,8 +248,8 @@ static int interpret_effects(struct turn *turn)
 int interpret(sbx_channel *channel, sbx_event *event)
 {
     struct collected *got = &event->got;
-    struct turn turn = {.channel = channel, .event = event, .got = got};
-    int status = interpret_effects(&turn);
+    struct turn turn = {.channel = channel, .got = got};
+    int status = interpret_effects(&turn, event->stream_id);
     if (status)
         return status;
     if (!event->owned && channel->hooks.notice)

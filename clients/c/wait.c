@@ -5,6 +5,8 @@
 #include <time.h>
 
 #define LOOKS 64u /* at the ring between two looks at the clock */
+#define RETRY_SPINS 16u
+#define ROUNDS 16u /* of sbx_arm, with a VM that always has something */
 #define OVERDUE_NS 1000000000ull
 
 static void pause_cpu(void)
@@ -54,12 +56,14 @@ int sbx_spin(sbx_event *event)
                     channel->spin_now_ns = channel->spin_ns;
                     return told(event);
                 }
+                break; /* that may have taken its time */
             }
             pause_cpu();
         }
     } while (monotonic_ns() - begin_ns < channel->spin_now_ns);
-    /* What was spent here was in vain: spend less next time, so that a slow VM does not cost a core. */
-    channel->spin_now_ns /= 2;
+    /* In vain: spend less next time, so that a slow VM does not cost a core; but now and then look for the whole time
+       again, else one slow phase would end it for good. */
+    channel->spin_now_ns = ++channel->vain_spins % RETRY_SPINS ? channel->spin_now_ns / 2 : channel->spin_ns;
     return SBX_AGAIN;
 }
 
@@ -137,7 +141,7 @@ int sbx_next(sbx_channel *channel, sbx_event **event)
 int sbx_arm(sbx_channel *channel)
 {
     ring_clear_event(&channel->ring);
-    for (;;) {
+    for (unsigned round = 0; round < ROUNDS; round++) {
         if (channel->done.first)
             return SBX_AGAIN;
         if (channel->dead)
@@ -155,6 +159,9 @@ int sbx_arm(sbx_channel *channel)
         ring_awake(&channel->ring);
         channel_drain(channel);
     }
+    /* It must not keep the caller's thread: come back after the others had their turn. */
+    ring_raise_event(&channel->ring);
+    return SBX_OK;
 }
 
 uint64_t sbx_next_deadline_ns(const sbx_channel *channel)

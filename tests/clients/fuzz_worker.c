@@ -21,6 +21,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+void fuzz_copied(const uint8_t *at, size_t len);
+
 #define RING_BYTES MIN_RING_BYTES
 #define SECRET "hidden-secret-value"
 #define STREAMS 4
@@ -68,6 +70,7 @@ static void finding(const char *what)
 struct side {
     sbx_channel *channel;
     uint8_t *shared; /* the worker's own mapping */
+    uint8_t *guard;
     uint32_t tail, generation;
     int vm_event_fd, client_event_fd;
     sbx_stream *streams[STREAMS];
@@ -85,7 +88,7 @@ static bool rarely(uint32_t percent)
 }
 
 static sbx_policy *policies[2];
-static uint64_t breaks, verdicts, executions;
+static uint64_t breaks, verdicts, late, executions;
 
 static void put_entry(uint8_t **at, uint32_t tag, const void *content, uint32_t len)
 {
@@ -150,6 +153,7 @@ static void on_late(void *user, sbx_stream *stream, const sbx_effect *effect)
     if (sbx_stream_id(stream) != effect->stream_id)
         finding("a late effect of another stream");
     check_effect(effect);
+    late++;
 }
 
 static uint32_t *word(uint32_t offset)
@@ -158,6 +162,28 @@ static uint32_t *word(uint32_t offset)
 }
 
 static void begin_vm(void);
+
+/* A worker that writes while the library reads: what was copied is something else right after. */
+void fuzz_copied(const uint8_t *at, size_t len)
+{
+    const struct ring *ring = &side.channel->ring;
+    size_t offset = (size_t)(at - ring->shared);
+    if (len)
+        side.shared[offset + pick((uint32_t)len)] ^= (uint8_t)(1u << pick(8));
+}
+
+/* Moves the library's mapping to where a page follows that nobody may touch. */
+static void put_guard(struct ring *ring)
+{
+    uint8_t *room = mmap(NULL, ring->shared_bytes + PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED || mremap(ring->shared, ring->shared_bytes, ring->shared_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                     room) == MAP_FAILED)
+        finding("no room for a guard page");
+    ring->cq = room + (ring->cq - ring->shared);
+    ring->sq = room + (ring->sq - ring->shared);
+    ring->shared = room;
+    side.guard = room + ring->shared_bytes;
+}
 
 static void open_side(void)
 {
@@ -182,6 +208,7 @@ static void open_side(void)
     sbx_error error;
     if (sbx_channel_open(&given, policies[pick(2)], &side.channel, &error))
         finding(error.text);
+    put_guard(&side.channel->ring);
     sbx_channel_hooks(side.channel, &hooks);
     begin_vm();
 }
@@ -189,6 +216,7 @@ static void open_side(void)
 static void close_side(void)
 {
     sbx_channel_close(side.channel);
+    munmap(side.guard, PAGE_BYTES);
     munmap(side.shared, PAGE_BYTES + 2 * RING_BYTES);
     close(side.vm_event_fd);
     close(side.client_event_fd);
@@ -365,6 +393,25 @@ static void answer(void)
     publish();
 }
 
+/* What a tick or a callout's answer may bring: seq 0, on a stream that is open or was. */
+static void answer_nobody(void)
+{
+    static uint8_t payload[20000];
+    uint16_t kind = (uint16_t)(2 + pick(15));
+    if (kind == SBX_VM_STARTED && !rarely(10))
+        return;
+    uint16_t flags = flags_for(kind);
+    uint32_t len = make_payload(kind, payload);
+    if ((is_map_kind(kind) && !(flags & SBX_MODIFIED)) || (kind >= SBX_CLEAR_ROUTE_CACHE && kind != SBX_LOG))
+        len = rarely(5) ? len : 0;
+    if (is_body_kind(kind) && rarely(10))
+        flags |= SBX_AS_SUBMITTED;
+    if (kind == SBX_LOG && len > 8000)
+        len = 8000;
+    emit_effect(kind, flags, some_stream(), 0, kind == SBX_CLOSE_STREAM ? pick(4) : pick(6), payload, len);
+    publish();
+}
+
 static void raw_record(void)
 {
     static uint8_t payload[20000];
@@ -386,9 +433,25 @@ static void raw_bytes(void)
     publish();
 }
 
+/* A record whose head is all that there is of it. */
+static void cut_record(void)
+{
+    uint8_t head[RECORD_BYTES] = {0};
+    uint32_t len = pick(RING_BYTES / 4);
+    put_u32(head, (len + RECORD_BYTES + 7) & ~7u);
+    put_u32(head + 4, SBX_LOG);
+    put_u32(head + 20, len);
+    poke(side.tail, head, sizeof head);
+    side.tail += RECORD_BYTES;
+    publish();
+}
+
 static void break_a_rule(void)
 {
-    switch (pick(8)) {
+    switch (pick(9)) {
+    case 8:
+        cut_record();
+        break;
     case 0:
     case 1:
         raw_record();
@@ -436,6 +499,9 @@ static void worker_turn(void)
     case 2:
         if (*word(AT_VM_STATE) == VM_FAILED && side.generation < 40)
             begin_vm();
+        break;
+    case 3:
+        answer_nobody();
         break;
     default:
         if (*word(AT_VM_STATE) == VM_FAILED && chance(90))
@@ -609,13 +675,14 @@ static void check_hidden(void)
         finding("a hidden value is in the submission ring");
 }
 
+static void make_policies(void)
+{
+    policies[0] = make_policy(true);
+    policies[1] = make_policy(false);
+}
+
 static void execute(void)
 {
-    if (!policies[0]) {
-        policies[0] = make_policy(true);
-        policies[1] = make_policy(false);
-        open_side();
-    }
     for (uint32_t i = 1 + pick(6); i; i--) {
         client_turn();
         if (chance(40))
@@ -635,20 +702,29 @@ static void execute(void)
     }
 }
 
+/* An input means the same each time: it begins with a channel of its own. */
+static void one_input(const uint8_t *data, size_t len)
+{
+    static const uint8_t none[1];
+    input = none;
+    input_left = 0;
+    if (policies[0])
+        close_side();
+    else
+        make_policies();
+    input = data;
+    input_left = len;
+    open_side();
+    while (input_left)
+        execute();
+}
+
 #ifdef LIBFUZZER
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-    input = data;
-    input_left = len;
-    execute();
-    /* An input must mean the same each time. */
-    close_side();
-    static const uint8_t none[1];
-    input = none;
-    input_left = 0;
-    open_side();
+    one_input(data, len);
     return 0;
 }
 #else
@@ -658,10 +734,9 @@ static void replay(const char *path)
     FILE *file = fopen(path, "rb");
     if (!file)
         finding(path);
-    input_left = fread(data, 1, sizeof data, file);
-    input = data;
+    size_t left = fread(data, 1, sizeof data, file);
     fclose(file);
-    execute();
+    one_input(data, left);
 }
 
 int main(int argc, char **argv)
@@ -679,16 +754,21 @@ int main(int argc, char **argv)
     if (at < argc) {
         for (; at < argc; at++)
             replay(argv[at]);
+        close_side();
+        sbx_policy_release(policies[0]);
+        sbx_policy_release(policies[1]);
         return 0;
     }
     state = seed * 0x9E3779B97F4A7C15u + 1;
+    make_policies();
+    open_side();
     for (uint64_t run = 0; run < runs; run++)
         execute();
     close_side();
     sbx_policy_release(policies[0]);
     sbx_policy_release(policies[1]);
-    printf("%llu executions, %llu verdicts, %llu broken channels\n", (unsigned long long)runs,
-           (unsigned long long)verdicts, (unsigned long long)breaks);
+    printf("%llu executions, %llu verdicts, %llu broken channels, %llu late effects\n", (unsigned long long)runs,
+           (unsigned long long)verdicts, (unsigned long long)breaks, (unsigned long long)late);
     return 0;
 }
 #endif

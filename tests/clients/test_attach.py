@@ -8,6 +8,9 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +78,17 @@ def daemon(short_path: Path, artefact_cache: Path) -> Iterator[FakeDaemon]:
     more = JAIL + "attach: {channels: 2}\n"
     with fake_daemon(short_path, artefact_cache, policies, fronts=1, more=more) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def lasting(artefact_cache: Path) -> Iterator[FakeDaemon]:
+    """One daemon for tests that leave it as it was."""
+    with tempfile.TemporaryDirectory(prefix="sbx") as directory:
+        Path(directory).chmod(0o755)
+        policies = {"a": policy_text("alpha", ADD_HEADER)}
+        more = JAIL + "attach: {channels: 2}\n"
+        with fake_daemon(Path(directory), artefact_cache, policies, fronts=1, more=more) as running:
+            yield running
 
 
 def test_a_client_filters_through_a_channel_of_its_own(shim: c.CDLL, daemon: FakeDaemon) -> None:
@@ -164,9 +178,81 @@ def test_a_dead_daemon_is_noticed(shim: c.CDLL, daemon: FakeDaemon) -> None:
     assert error.sys_errno
 
 
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(shim: c.CDLL, daemon: FakeDaemon) -> None:
+    """Before the channel comes, with it, and after it: no VM, no descriptor, and room for the next one."""
+
+    def calm() -> bool:
+        return len(daemon.tenant("alpha")["plugins"][0]["vms"]) == 1
+
+    before = descriptors(daemon.process.pid)
+    worker = descriptors(daemon.worker_pid("alpha"))
+    for pause_s in [0, 0.001, 0.003, 0.01, 0.03] * 6:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(daemon.runtime / "attach.sock"))
+            sock.send(wire.encode_request("alpha", "main"))
+            time.sleep(pause_s)
+    wait_for(calm, 20, "the VMs are gone")
+    status, channel, error = attach(shim, options(daemon))
+    assert status == "OK", error.text
+    assert (b"x-wasm-processed", b"Yes") in channel.added()
+    channel.close()
+    wait_for(calm, 20, "the VM is gone")
+    wait_for(lambda: descriptors(daemon.process.pid) <= before + 2, 5, "the daemon's descriptors are closed")
+    wait_for(lambda: descriptors(daemon.worker_pid("alpha")) <= worker, 5, "the worker's descriptors are closed")
+
+
+def test_a_daemon_that_comes_back_gives_channels_again(shim: c.CDLL, daemon: FakeDaemon, artefact_cache: Path) -> None:
+    """Killed, so that its socket is still there; the next one takes it over."""
+    status, channel, _ = attach(shim, options(daemon))
+    assert status == "OK"
+    daemon.process.kill()
+    daemon.process.wait(10)
+    wait_for(lambda: channel.check() == "DETACHED", 5, "detached")
+    channel.close()
+    again = FakeDaemon(daemon.directory, artefact_cache, fronts=1, more=JAIL + "attach: {channels: 2}\n")
+    try:
+        again.wait_ready()
+        status, channel, error = attach(shim, options(again))
+        assert status == "OK", error.text
+        assert (b"x-wasm-processed", b"Yes") in channel.added()
+        channel.close()
+    finally:
+        again.stop()
+
+
+def test_a_tenant_that_goes_takes_its_channels_along(shim: c.CDLL, daemon: FakeDaemon) -> None:
+    status, channel, _ = attach(shim, options(daemon))
+    assert status == "OK"
+    (daemon.policies / "a.yaml").unlink()
+    daemon.reload()
+    wait_for(lambda: channel.check() in ("DRAIN", "DETACHED"), 10, "told")
+    channel.close()
+    status, _, error = attach(shim, options(daemon))
+    assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
+    assert error.text == b"no such tenant or plugin"
+
+
+def test_of_several_plugins_one_has_to_be_named(shim: c.CDLL, daemon: FakeDaemon) -> None:
+    text = policy_text("alpha", ADD_HEADER) + "".join(
+        policy_text("alpha", ADD_HEADER, name="second").splitlines(keepends=True)[2:]
+    )
+    (daemon.policies / "a.yaml").write_text(text)
+    daemon.reload()
+    status, _, error = attach(shim, options(daemon))
+    assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
+    assert error.text == b"several plugins: name one"
+    status, channel, error = attach(shim, options(daemon, plugin="second"))
+    assert status == "OK", error.text
+    channel.close()
+
+
 @pytest.mark.parametrize(("tenant", "plugin"), [("nobody", ""), ("alpha", "other"), ("x" * 255, "y" * 255)])
-def test_what_no_policy_knows_is_refused(shim: c.CDLL, daemon: FakeDaemon, tenant: str, plugin: str) -> None:
-    status, _, error = attach(shim, options(daemon, tenant, plugin))
+def test_what_no_policy_knows_is_refused(shim: c.CDLL, lasting: FakeDaemon, tenant: str, plugin: str) -> None:
+    status, _, error = attach(shim, options(lasting, tenant, plugin))
     assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
 
 
@@ -190,8 +276,33 @@ def test_another_user_may_not_attach(shim: c.CDLL, short_path: Path, artefact_ca
         assert (status, error.code) == ("REFUSED", wire.RefusalCode.FORBIDDEN)
 
 
-def test_a_socket_of_another_user_is_not_trusted(shim: c.CDLL, daemon: FakeDaemon) -> None:
-    status, _, error = attach(shim, options(daemon, uid=os.geteuid() + 1))
+ATTACH_AS_SOMEBODY = """
+import os, socket, sys
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    sock.settimeout(5)
+    sock.connect(sys.argv[1])
+    answer = sock.recv(4096)
+    print(int.from_bytes(answer[6:8], "little"), int.from_bytes(answer[16:20], "little"), answer[20:].decode())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_it_is_is_the_kernels_word(lasting: FakeDaemon) -> None:
+    """A process of another user reaches the socket, which is open to all, and no further; it has not even to ask."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ATTACH_AS_SOMEBODY, str(lasting.runtime / "attach.sock")],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.stdout.split(maxsplit=2) == [
+        str(int(wire.FrameType.REFUSED)), str(int(wire.RefusalCode.FORBIDDEN)), "this user may not attach\n"
+    ], done.stderr  # fmt: skip
+
+
+def test_a_socket_of_another_user_is_not_trusted(shim: c.CDLL, lasting: FakeDaemon) -> None:
+    status, _, error = attach(shim, options(lasting, uid=os.geteuid() + 1))
     assert status == "PROTOCOL"
     assert b"belongs to user" in error.text
 
@@ -205,16 +316,16 @@ def test_a_socket_of_another_user_is_not_trusted(shim: c.CDLL, daemon: FakeDaemo
     ],
     ids=["short", "head", "cut", "broken_without_channel", "longer", "huge", "not_utf8"],
 )  # fmt: skip
-def test_the_daemon_survives_malformed_frames(shim: c.CDLL, daemon: FakeDaemon, frame: bytes) -> None:
+def test_the_daemon_survives_malformed_frames(shim: c.CDLL, lasting: FakeDaemon, frame: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(5)
-        sock.connect(str(daemon.runtime / "attach.sock"))
+        sock.connect(str(lasting.runtime / "attach.sock"))
         sock.send(frame)
         answer = sock.recv(4096)
         assert answer[:4] == b"SBXA"
         assert int.from_bytes(answer[6:8], "little") == wire.FrameType.REFUSED
         assert sock.recv(4096) == b""
-    status, channel, error = attach(shim, options(daemon))
+    status, channel, error = attach(shim, options(lasting))
     assert status == "OK", error.text
     channel.close()
 

@@ -113,5 +113,5 @@ def test_the_benchmark_measures(prefix: Path, tmp_path: Path) -> None:
     done = subprocess.run([str(binary), "--loop", "2000"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert 0 < found["spin_ns"]["p50"] <= found["spin_ns"]["p999"]
-    assert found["sleep_ns"]["p50"] > found["spin_ns"]["p50"]
+    for name in ("spin_ns", "sleep_ns"):  # which is the faster one a busy machine cannot say
+        assert 0 < found[name]["p50"] <= found[name]["p90"] <= found[name]["p99"] <= found[name]["p999"]

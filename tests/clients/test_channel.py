@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.client import VmClient
@@ -200,6 +202,74 @@ def test_effects_on_other_streams_come_late(setup: Setup) -> None:
     assert len(client.late) == 1  # the stream is gone: dropped
 
 
+def test_effects_outside_events_come_late(setup: Setup) -> None:
+    client = setup.open(serve=False)
+    stream = client.open()
+    event = client.headers(stream, 2, [(b":path", b"/"), (b"cookie", b"secret")])
+    after = pairs.encode([(b":path", b"/x"), (b"connection", b"close")])
+    effects = [
+        (2, layout.FLAG_MODIFIED, 1, 0, 0, after), (2, layout.FLAG_MODIFIED, 1, 0, 0, after),  # once alone
+        (3, layout.FLAG_MORE, 1, 0, 0, b"he"), (3, layout.FLAG_END_OF_STREAM, 1, 0, 0, b"ld"),
+        (12, 0, 0, 0, 2, b"tick"), (11, 0, 1, 0, 1, b""),
+    ]  # fmt: skip
+    setup.vm.emit(effects)
+    assert c_client.NAMES[setup.lib.sbx_spin(event)] == "AGAIN"
+    assert [(kind, data) for kind, _, _, data in client.late] == [(2, b""), (3, b"held"), (11, b"")]
+    assert client.late_changes == [([], [(b":path", [b"/x"])], [])]
+    assert client.notices[-1] == (12, 0, 2, b"tick")
+
+    setup.lib.sbx_stream_close(stream, False, 3)
+    setup.vm.emit([(11, 0, 1, 0, 1, b"")])
+    setup.lib.sbx_ready(client.handle)
+    setup.lib.sbx_next(client.handle, c.byref(c.c_void_p()))
+    assert len(client.late) == 3  # the stream is gone
+    assert client.reason == ""
+
+
+def test_properties_written_outside_events_are_counted_per_stream(setup: Setup) -> None:
+    client = setup.open(serve=False)
+    client.open()
+    other = client.open()
+    for number in range(70):
+        setup.vm.emit([(9, 0, 1, 0, 0, pairs.encode([(b"p%d" % number, b"v")]))])
+    setup.vm.emit([(9, 0, 2, 0, 0, pairs.encode([(b"p", b"v")]))])
+    event = client.headers(other, 2, [(b":path", b"/")])
+    setup.lib.sbx_spin(event)
+    assert [kind for kind, *_ in client.late] == [9] * 71
+    assert client.late_refused == [0] * 64 + [6] * 6 + [0]
+
+
+def test_maps_go_on_once(setup: Setup) -> None:
+    after = pairs.encode([(b":path", b"/"), (b"x", b"1")])
+    client = setup.open(answering(lambda e: [e.effect(2, after, layout.FLAG_MODIFIED)] * 3))
+    effects = effects_of(client.wait(client.headers(client.open(), 2, [(b":path", b"/")])))
+    assert [e.kind for e in effects] == [2]
+    assert client.reason == ""
+
+
+def test_a_vm_that_always_has_something_does_not_keep_the_caller(setup: Setup) -> None:
+    """sbx_arm gives the thread back, and the descriptor is readable at once."""
+    client = setup.open(serve=False)
+    stop = False
+
+    def talk() -> None:
+        while not stop:
+            setup.vm.emit([(16, 0, 0, 0, 3, b"")])
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        for _ in range(200):
+            begin = time.monotonic()
+            if (status := setup.lib.sbx_arm(client.handle)) != 0:
+                assert c_client.NAMES[status] in ("AGAIN", "BROKEN")
+            assert time.monotonic() - begin < 5
+    finally:
+        stop = True
+        thread.join()
+    assert client.reason in ("", "more outside events than the limits allow")
+
+
 def test_notices_come_with_their_event_or_through_the_hook(setup: Setup) -> None:
     client = setup.open(answering(lambda e: [e.effect(layout.LOG, b"hello", arg=2)]))
     stream = client.open()
@@ -244,6 +314,20 @@ def test_without_blocking(setup: Setup) -> None:
             setup.lib.sbx_event_free(told)
         if events and setup.lib.sbx_arm(client.handle) == 0:
             select.select([setup.lib.sbx_channel_fd(client.handle)], [], [], 5)
+
+
+def test_looking_in_vain_costs_less_and_less_but_is_tried_again(setup: Setup) -> None:
+    budget_ns = 4_000_000
+    client = setup.open(serve=False, spin_ns=budget_ns)
+    event = client.headers(client.open(), 2, [(b":path", b"/")])
+    taken = []
+    for _ in range(32):
+        begin = time.monotonic_ns()
+        assert c_client.NAMES[setup.lib.sbx_spin(event)] == "AGAIN"
+        taken.append(time.monotonic_ns() - begin)
+    long = [index for index, took in enumerate(taken) if took >= budget_ns]
+    assert {0, 16} <= set(long)
+    assert sum(took < budget_ns / 2 for took in taken) > 16
 
 
 def test_time_runs_out_and_the_late_verdict_is_nobodys(setup: Setup) -> None:
@@ -343,6 +427,12 @@ NAUGHTY: dict[str, list[Any]] = {
     "stream_zero": [(2, 0, 0, 2, 0, b"")],
     "event_never_submitted": [(12, 0, 1, 77, 0, b"x")],
     "effect_outside": [(2, 0, 1, 0, 0, b"")],
+    "effect_outside_on_no_stream": [(2, 0, 9, 0, 0, b"")],
+    "effect_outside_as_submitted": [(3, 8, 1, 0, 0, b"")],
+    "effect_outside_in_pieces": [(3, 1, 1, 0, 0, b"a"), (3, 0, 1, 0, 0, b"b")],
+    "effect_after_the_verdict": [(1, 0, 1, 2, 0, b""), (2, 0, 1, 2, 0, b"")],
+    "verdict_outside": [(1, 0, 1, 0, 0, b"")],
+    "records_outside_without_end": [(16, 0, 1, 0, 3, b"")] * 1500,
     "verdict_twice": [(1, 0, 1, 2, 0, b""), (1, 0, 1, 2, 0, b"")],
     "verdict_of_another_stream": [(1, 0, 2, 2, 0, b"")],
     "verdict_code": [(1, 0, 1, 2, 5, b"")],
@@ -403,6 +493,46 @@ def test_both_clients_accept_and_refuse_alike(setup: Setup, name: str) -> None:
     if accepted and c_client.NAMES[status] == "OK":
         verdict = setup.lib.sbx_event_verdict(event).contents
         assert [(e.kind, e.stream_id) for e in effects_of(verdict)] == effects
+
+
+LOCAL = encode_local_response(LocalResponse(403, -1, False, b"no", [], b"body"), b"")
+EFFECT_PAYLOADS = {layout.LOCAL_RESPONSE: LOCAL, layout.PROPERTY_SET: pairs.encode([(b"p", b"v")])}
+RESTARTED = (layout.VM_STARTED, 0, 0, 0, 2, b"")
+VERDICT = (layout.VERDICT, 0, 1, 2, 0, b"")
+
+
+@st.composite
+def record(draw: st.DrawFn) -> tuple[int, int, int, int, int, bytes]:
+    """Nearly right; what stands inside a payload is right, since the Python client leaves that to its user."""
+    kind = draw(st.integers(2, 16))
+    flags = draw(st.sampled_from([0, 0, 0, 1, 2, 4, 8, 64]))
+    payload = EFFECT_PAYLOADS.get(kind, b"")
+    if kind in (layout.REQUEST_BODY, layout.RESPONSE_BODY, layout.LOG) or (
+        not payload and draw(st.integers(0, 9)) == 0
+    ):
+        payload = draw(st.sampled_from([b"", pairs.encode([(b"a", b"1")])]))
+    if kind in EFFECT_PAYLOADS or kind in (2, 4, 5, 7):
+        flags &= ~layout.FLAG_MORE
+    stream, seq = draw(st.sampled_from([1, 1, 1, 0, 2])), draw(st.sampled_from([2, 2, 2, 0, 0, 1, 3]))
+    return kind, flags, stream, seq, draw(st.sampled_from([0, 0, 1, 3, 4, 6])), payload
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(record(), record(), record(), st.just(VERDICT), st.just(RESTARTED)), min_size=1, max_size=6))
+def test_both_clients_accept_and_refuse_alike_whatever_comes(shim: c.CDLL, records: list[Any]) -> None:
+    setup = Setup(shim)
+    try:
+        accepted, _ = judged_by_python(records)
+        setup.vm.words[layout.OFFSET_VM_STATE // 4] = layout.VM_READY
+        client = setup.open(serve=False)
+        setup.vm.words[layout.OFFSET_VM_GENERATION // 4] = 1
+        event = client.headers(client.open(), 2, [(b":path", b"/")])
+        setup.vm.emit(records)
+        shim.sbx_spin(event)
+        shim.sbx_next(client.handle, c.byref(c.c_void_p()))
+        assert (client.reason == "") == accepted, client.reason
+    finally:
+        setup.close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import wake_model
+from tests.clients import space_model, wake_model
 from tests.support import c_client
 
 HERE = Path(__file__).parent
@@ -33,6 +33,19 @@ def test_every_step_is_needed(missing: tuple[int, str]) -> None:
     """The model can fail: without any one of these steps it finds a lost wake-up."""
     _, lost = wake_model.explore(wake_model.Model(without=frozenset({missing})))
     assert lost
+
+
+def test_no_order_of_steps_leaves_both_asleep_with_room_in_the_ring() -> None:
+    states, lost = space_model.explore(space_model.VM_PROGRAM, pieces=5)
+    assert lost == []
+    assert states > 5000
+
+
+def test_the_order_of_the_vms_steps_matters() -> None:
+    """A VM that looks at the client's wish before its own fence is found out."""
+    _, lost = space_model.explore(space_model.VM_THAT_LOOKS_FIRST)
+    assert lost
+    assert {state.at for state in lost} == {("sleep", "sleep")}
 
 
 def test_delays_between_all_steps_lose_nothing(tmp_path: Path) -> None:
