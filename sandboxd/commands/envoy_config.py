@@ -16,9 +16,10 @@ from sandboxd.commands.common import (
     config_of,
     policies_of,
 )
-from sandboxd.commands.envoy_filters import CLUSTER, bootstrap, cluster, http_filter
+from sandboxd.commands.envoy_filters import CLUSTER, Json, bootstrap, cluster, dynamic_module_filter, http_filter
 from sandboxd.config import DaemonConfig, TcpListen, UnixListen
 from sandboxd.errors import ConfigError, PolicyError
+from sandboxd.policy.model import OnFailure, PluginPolicy
 from sandboxd.supervisor.prepare import prepare_plugin
 
 _HEAD = """\
@@ -41,7 +42,12 @@ def add_parser(commands: Subparsers) -> None:
         "policies", metavar="POLICY", nargs="*", type=Path, help="files or directories; default: the daemon's"
     )
     parser.add_argument("--fronts", metavar="N", type=int, help="front processes; instead of the file's")
-    parser.add_argument("--transport", choices=("ext_proc",), default="ext_proc", help="how Envoy reaches sandboxd")
+    parser.add_argument(
+        "--transport",
+        choices=("ext_proc", "shm"),
+        default="ext_proc",
+        help="how Envoy reaches sandboxd: gRPC to the fronts, or the dynamic module and shared memory",
+    )
     parser.add_argument("--bootstrap", action="store_true", help="print a whole configuration with a listener, to try")
     add_compiling_arguments(parser)
     parser.set_defaults(run=run)
@@ -55,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
         raise errors[0]
     if not policies:
         raise PolicyError("there is no policy file", path=str(config.policies))
+    if args.transport == "shm":
+        _print(
+            [module_filter(config, policy.tenant, plugin) for policy in policies for plugin in policy.plugins], [], args
+        )
+        return 0
     compiling = compiling_of(args)
     filters = []
     for policy in policies:
@@ -68,12 +79,33 @@ def run(args: argparse.Namespace) -> int:
                     functions=prepared.imported_functions,
                 )
             )
-    fronts = cluster(addresses(config, args.fronts or config.front.processes))
-    if args.bootstrap:
-        print(_HEAD + _yaml(bootstrap(filters, [fronts])), end="")
-    else:
-        print(_HEAD + _yaml({"http_filters": filters, "clusters": [fronts]}), end="")
+    _print(filters, [cluster(addresses(config, args.fronts or config.front.processes))], args)
     return 0
+
+
+def module_filter(config: DaemonConfig, tenant: str, plugin: PluginPolicy) -> Json:
+    """
+    Return the dynamic module's filter for one plugin.
+
+    Raises:
+        ConfigError: the daemon has no attach socket.
+    """
+    if config.attach is None:
+        raise ConfigError("is missing, so nobody can attach; {} is enough", path=config.source_path, key="attach")
+    own = {
+        "socket": str(config.attach.socket),
+        "tenant": tenant,
+        "plugin": plugin.name,
+        "failure": "open" if plugin.failure.policy is OnFailure.OPEN else "closed",
+    }
+    return dynamic_module_filter(f"sandboxd.{tenant}.{plugin.name}", own)
+
+
+def _print(filters: list[Json], clusters: list[Json], args: argparse.Namespace) -> None:
+    if args.bootstrap:
+        print(_HEAD + _yaml(bootstrap(filters, clusters)), end="")
+    else:
+        print(_HEAD + _yaml({"http_filters": filters, **({"clusters": clusters} if clusters else {})}), end="")
 
 
 def addresses(config: DaemonConfig, processes: int) -> list[str | tuple[str, int]]:

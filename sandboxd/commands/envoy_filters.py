@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sandboxd import limits
 from sandboxd.policy.capabilities import DataNeeds, needs
@@ -20,6 +20,9 @@ sandboxd answers by the failure policy when its own deadline is over; Envoy wait
 
 _TYPE = "type.googleapis.com/envoy.extensions"
 _EXT_PROC = f"{_TYPE}.filters.http.ext_proc.v3.ExternalProcessor"
+
+_MODULE: Json = {"name": "sandboxd_envoy", "do_not_close": True}
+"""Its threads outlive a configuration, so the file stays mapped."""
 
 RETRY: Json = {
     "retry_on": "connect-failure,refused-stream",
@@ -74,6 +77,18 @@ REQUEST_ATTRIBUTES = (
 RESPONSE_ATTRIBUTES = ("response.code", "response.code_details", "response.flags", "upstream.address")
 
 
+NOTHING_AFTER_RESPONSE_HEADERS: Final = {"key": "x-sandboxd-last-message", "value": "response_headers"}
+"""Metadata that go with a mode of headers alone: the front may end the stream with its last reply."""
+_HEADERS_ALONE: Final = {
+    "request_header_mode": "SEND",
+    "response_header_mode": "SEND",
+    "request_body_mode": "NONE",
+    "response_body_mode": "NONE",
+    "request_trailer_mode": "SKIP",
+    "response_trailer_mode": "SKIP",
+}
+
+
 def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], functions: Iterable[str]) -> Json:
     """
     Return the ext_proc filter that hands a stream to one plugin.
@@ -86,17 +101,21 @@ def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], 
     """
     callbacks = frozenset(callbacks)
     wanted = needs(plugin.capabilities & (frozenset(functions) | callbacks), callbacks)
+    mode = processing_mode(wanted)
+    metadata = [
+        {"key": "x-sandboxd-tenant", "value": tenant},
+        {"key": "x-sandboxd-plugin", "value": plugin.name},
+    ]
+    if mode == _HEADERS_ALONE:
+        metadata.append(NOTHING_AFTER_RESPONSE_HEADERS)
     config: Json = {
         "@type": _EXT_PROC,
         "grpc_service": {
             "envoy_grpc": {"cluster_name": CLUSTER},
-            "initial_metadata": [
-                {"key": "x-sandboxd-tenant", "value": tenant},
-                {"key": "x-sandboxd-plugin", "value": plugin.name},
-            ],
+            "initial_metadata": metadata,
             "retry_policy": RETRY,
         },
-        "processing_mode": processing_mode(wanted),
+        "processing_mode": mode,
         "message_timeout": _duration(plugin.limits.time_per_event_ns + SLACK_NS),
         "failure_mode_allow": plugin.failure.policy is OnFailure.OPEN,
         # Envoy drops writes of routing headers and x-envoy-* by default; which of them may be written is the
@@ -109,6 +128,31 @@ def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], 
         config["request_attributes"] = _visible(plugin, REQUEST_ATTRIBUTES)
         config["response_attributes"] = _visible(plugin, RESPONSE_ATTRIBUTES)
     return {"name": f"sandboxd.{tenant}.{plugin.name}", "typed_config": config}
+
+
+def dynamic_module_filter(name: str, config: Json) -> Json:
+    """Return the HTTP filter that talks to sandboxd over shared memory; ``config`` is its own configuration."""
+    typed = {
+        "@type": f"{_TYPE}.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+        "dynamic_module_config": _MODULE,
+        "filter_name": "sandboxd",
+        "filter_config": _struct(config),
+    }
+    return {"name": name, "typed_config": typed}
+
+
+def dynamic_module_route(tenant: str, plugin: str) -> Json:
+    """Return the ``typed_per_filter_config`` entry that hands a route to one plugin."""
+    return {
+        "@type": f"{_TYPE}.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute",
+        "dynamic_module_config": _MODULE,
+        "per_route_config_name": "sandboxd",
+        "filter_config": _struct({"tenant": tenant, "plugin": plugin}),
+    }
+
+
+def _struct(value: Json) -> Json:
+    return {"@type": "type.googleapis.com/google.protobuf.Struct", "value": value}
 
 
 def processing_mode(wanted: DataNeeds) -> Json:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from sandboxd.demo.process import Child, ChildFailedError
 
 ENVIRONMENT_VARIABLE = "SANDBOXD_ENVOY"
 START_TIMEOUT_S = 30.0
+MODULES_VARIABLE = "ENVOY_DYNAMIC_MODULES_SEARCH_PATH"
+MODULES = Path(__file__).resolve().parents[2] / "build" / "clients" / "lib"
+"""Where `clients/envoy/build.py` puts the dynamic module."""
 
 
 class EnvoyMissingError(Exception):
@@ -58,9 +61,17 @@ class Envoy:
         config: the bootstrap configuration (`sandboxd.demo.envoy_config.bootstrap`).
         directory: for its configuration, log and admin address.
         concurrency: worker threads.
+        environment: further environment variables.
     """
 
-    def __init__(self, config: dict[str, Any], directory: Path, *, concurrency: int = 1) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        directory: Path,
+        *,
+        concurrency: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         config_path = directory / "envoy.json"
         config_path.write_text(json.dumps(config, indent=1))
         self._admin_path = directory / "envoy.admin"
@@ -69,7 +80,8 @@ class Envoy:
         # Without hot restart there is no base id and no shared memory that another Envoy could collide with.
         arguments += ["--disable-hot-restart", "--admin-address-path", str(self._admin_path)]
         arguments += ["--log-level", "warning", "--skip-deprecated-logs", "--drain-time-s", "1"]
-        self.child = Child("envoy", arguments, directory / "envoy.log")
+        variables = {**os.environ, MODULES_VARIABLE: str(MODULES), **(environment or {})}
+        self.child = Child("envoy", arguments, directory / "envoy.log", variables)
         self.ports: dict[str, int] = {}
 
     def wait_ready(self) -> None:
@@ -110,9 +122,15 @@ class Envoy:
 
 
 @contextlib.contextmanager
-def running(config: dict[str, Any], directory: Path, *, concurrency: int = 1) -> Iterator[Envoy]:
+def running(
+    config: dict[str, Any],
+    directory: Path,
+    *,
+    concurrency: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Envoy]:
     """Run an Envoy for the length of a ``with`` block. Raises as `Envoy.wait_ready`."""
-    envoy = Envoy(config, directory, concurrency=concurrency)
+    envoy = Envoy(config, directory, concurrency=concurrency, environment=environment)
     try:
         envoy.wait_ready()
         yield envoy

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandboxd.commands.envoy_filters import CIRCUIT_BREAKERS, RETRY
+from sandboxd.commands.envoy_filters import CIRCUIT_BREAKERS, RETRY, dynamic_module_filter, dynamic_module_route
 
 Json = dict[str, Any]
 
@@ -89,6 +89,17 @@ def ext_proc_route(tenant: str, plugin: str, mode: Json | None = None) -> Json:
     if mode is not None:
         overrides["processing_mode"] = mode
     return {"envoy.filters.http.ext_proc": {"@type": f"{_EXT_PROC}.ExtProcPerRoute", "overrides": overrides}}
+
+
+def shm(socket: Path, tenant: str = "", plugin: str = "", **more: Any) -> Json:
+    """Return the dynamic-module HTTP filter; ``more`` are further keys of its own configuration."""
+    config = {"socket": str(socket), "tenant": tenant, "plugin": plugin, **more}
+    return dynamic_module_filter("sandboxd.shm", config)
+
+
+def shm_route(tenant: str, plugin: str) -> Json:
+    """Return the ``typed_per_filter_config`` that hands a route to one plugin of one tenant."""
+    return {"sandboxd.shm": dynamic_module_route(tenant, plugin)}
 
 
 def text(value: str) -> Json:

@@ -69,6 +69,21 @@ def test_the_plugin_is_named_in_the_metadata() -> None:
     }
 
 
+def test_a_mode_of_headers_alone_says_that_they_are_the_last_message() -> None:
+    """The front then ends the stream with its last reply; a mode that sends more must not say so."""
+
+    def metadata(*more: str) -> dict[str, str]:
+        plugin = PluginPolicy("p", ModuleRef(Path("m"), "0" * 64), capabilities=caps.PRESETS["standard"])
+        made = http_filter("t", plugin, callbacks=HEADERS | set(more), functions={"proxy_get_header_map_value"})
+        return {pair["key"]: pair["value"] for pair in made["typed_config"]["grpc_service"]["initial_metadata"]}
+
+    key = "x-sandboxd-last-message"
+    assert metadata("proxy_on_response_headers")[key] == "response_headers"
+    assert key not in metadata()
+    assert key not in metadata("proxy_on_response_headers", "proxy_on_response_trailers")
+    assert key not in metadata("proxy_on_response_headers", "proxy_on_request_body")
+
+
 def test_hidden_attributes_are_not_asked_for() -> None:
     """The client's address is hidden by default."""
     attributes = filter_of()["request_attributes"]
@@ -144,3 +159,21 @@ def test_a_front_that_is_away_costs_no_request() -> None:
     assert filter_of()["grpc_service"]["retry_policy"]["retry_on"] == "connect-failure,refused-stream"
     (threshold,) = cluster(["/run/a.sock", "/run/b.sock"])["circuit_breakers"]["thresholds"]
     assert threshold["max_retries"] >= 1000
+
+
+def test_the_dynamic_module_needs_no_front_and_no_compiler(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One filter per plugin with the attach socket; without such a socket an error that says so."""
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    (policies / "t.yaml").write_text(policy_text("t", ADD_HEADER))
+    config = tmp_path / "sandboxd.yaml"
+    config.write_text(f"policies: {policies}\nattach: {{socket: /run/x/attach.sock}}\n")
+
+    assert main(["envoy-config", "--config", str(config), "--transport", "shm"]) == 0
+    (found,) = yaml.safe_load(capsys.readouterr().out)["http_filters"]
+    own = found["typed_config"]["filter_config"]["value"]
+    assert (own["socket"], own["tenant"], own["failure"]) == ("/run/x/attach.sock", "t", "closed")
+
+    config.write_text(f"policies: {policies}\n")
+    assert main(["envoy-config", "--config", str(config), "--transport", "shm"]) == 2
+    assert "attach" in capsys.readouterr().err

@@ -53,8 +53,8 @@ def entry(file: str, policy: str) -> dict[str, object]:
     return guests.misdeed(file).plugin(limits=QUICK, failure=failure)
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
+@pytest.fixture(scope="module", params=stage.TRANSPORTS)
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
     """Every misdeed twice, failing closed and failing open, beside a tenant that does nothing wrong."""
     files = [*TRAPS, *LOOPS]
     tenants = [
@@ -63,7 +63,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
         stage.Tenant("late", [entry(file, "closed") for file in [*AFTERWARDS, *HOARDERS]], body="FULL_DUPLEX_STREAMED"),
         stage.Tenant("good", [guests.C_ADD_HEADER.plugin()]),
     ]
-    with stage.running(tmp_path_factory.mktemp("failures"), tenants) as found:
+    with stage.running(tmp_path_factory.mktemp("failures"), tenants, transport=request.param) as found:
         yield found
 
 

@@ -18,8 +18,8 @@ BACK_WITHIN_S = 1.0
 PLUGIN = guests.C_ADD_HEADER.name
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
+@pytest.fixture(scope="module", params=stage.TRANSPORTS)
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
     """Three tenants with the same filter; one of them fails open."""
     plugin = guests.C_ADD_HEADER.plugin()
     tenants = [
@@ -27,7 +27,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
         stage.Tenant("lenient", [{**plugin, "failure": {"policy": "open"}}]),
         stage.Tenant("bystander", [plugin]),
     ]
-    with stage.running(tmp_path_factory.mktemp("killed"), tenants, fronts=2) as found:
+    with stage.running(tmp_path_factory.mktemp("killed"), tenants, fronts=2, transport=request.param) as found:
         yield found
 
 

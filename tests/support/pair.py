@@ -1,7 +1,8 @@
 """
-One Envoy with every guest twice: in Envoy's own Wasm filter (V8), and in sandboxd behind ext_proc.
+One Envoy with every guest three times: in Envoy's own Wasm filter (V8), and in sandboxd, behind ext_proc and behind
+the dynamic module.
 
-Listeners are named ``v8-GUEST`` and ``MODE-GUEST``.
+Listeners are named ``v8-GUEST``, ``MODE-GUEST`` (a body mode of ext_proc) and ``shm-GUEST``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.demo import daemon, echo, envoy, envoy_config
+from tests.support import envoy_module, stage
 from tests.support.guests import Guest
 from tests.support.subjects import Subject
 
@@ -22,7 +24,7 @@ BUFFER_BYTES = 16 << 20
 
 TENANT = "compared"
 
-QUIET = {"log": {"level": "warning"}}
+QUIET: dict[str, Any] = {"log": {"level": "warning"}, "attach": {"channels": 1}}
 """As Envoy is started: a guest can ask for the level."""
 
 ROOMY = {
@@ -58,7 +60,7 @@ def _plugin(guest: Guest) -> dict[str, Any]:
 def policy(subjects: Iterable[Subject]) -> dict[str, Any]:
     """Return the policy of all guests."""
     plugins = [_plugin(subject.guest) for subject in subjects]
-    return {"tenant": TENANT, "isolation": {"pids": len(plugins) + 8, "memory": "1GiB"}, "plugins": plugins}
+    return {"tenant": TENANT, "isolation": {"pids": 2 * len(plugins) + 8, "memory": "1GiB"}, "plugins": plugins}
 
 
 def _v8(guest: Guest) -> dict[str, Any]:
@@ -69,11 +71,13 @@ def _v8(guest: Guest) -> dict[str, Any]:
     return filter_
 
 
-def _listeners(subjects: Iterable[Subject]) -> Iterator[dict[str, Any]]:
+def _listeners(subjects: Iterable[Subject], attach: Path) -> Iterator[dict[str, Any]]:
     for subject in subjects:
         guest = subject.guest
         plain = [envoy_config.route("/", "upstream")]
         yield envoy_config.listener(f"v8-{guest.name}", [_v8(guest)], plain, buffer_bytes=BUFFER_BYTES)
+        module = [envoy_config.shm(attach, TENANT, guest.name)]
+        yield envoy_config.listener(f"{stage.SHM}-{guest.name}", module, plain, buffer_bytes=BUFFER_BYTES)
         for mode in subject.modes:
             processing = envoy_config.processing_mode(mode, trailers=mode != "NONE")
             route = envoy_config.ext_proc_route(TENANT, guest.name, processing)
@@ -92,12 +96,13 @@ def running(subjects: tuple[Subject, ...], directory: Path) -> Iterator[Pair]:
     policies.mkdir()
     (policies / "compared.yaml").write_text(json.dumps(policy(subjects)))
     recorder = echo.Recorder()
+    envoy_module.built()
     with echo.running(recorder.record) as upstream, daemon.running(policies, directory, config=QUIET) as sandbox:
         sandbox.expect_tenants()
         clusters = [
             envoy_config.http_cluster("upstream", upstream.port, buffer_bytes=BUFFER_BYTES),
             envoy_config.grpc_cluster("sandboxd", sandbox.sockets, buffer_bytes=BUFFER_BYTES),
         ]
-        config = envoy_config.bootstrap(list(_listeners(subjects)), clusters)
+        config = envoy_config.bootstrap(list(_listeners(subjects, sandbox.runtime / "attach.sock")), clusters)
         with envoy.running(config, directory) as proxy:
             yield Pair(proxy, sandbox, recorder)

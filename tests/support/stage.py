@@ -15,6 +15,10 @@ from typing import Any
 
 from sandboxd.demo import daemon, echo, envoy, envoy_config, http1
 from sandboxd.demo.client import Request, fetch
+from tests.support import envoy_module
+
+EXT_PROC, SHM = TRANSPORTS = ("ext_proc", "shm")
+"""How Envoy reaches sandboxd."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,15 @@ class Tenant:
         temporary.write_text(json.dumps(self.policy(), indent=1))
         temporary.rename(policies / f"{self.name}.yaml")
 
-    def routes(self) -> list[dict[str, Any]]:
+    def routes(self, transport: str = EXT_PROC) -> list[dict[str, Any]]:
         """Return Envoy's routes of this tenant."""
+        if transport == SHM:
+            return [
+                envoy_config.route(
+                    f"/{self.name}/{plugin['name']}/", "upstream", envoy_config.shm_route(self.name, plugin["name"])
+                )
+                for plugin in self.plugins
+            ]
         mode = envoy_config.processing_mode(self.body, trailers=self.body != "NONE")
         return [
             envoy_config.route(
@@ -89,6 +100,8 @@ def running(
     config: Mapping[str, Any] | None = None,
     ext_proc: Mapping[str, Any] | None = None,
     clusters: Callable[[daemon.Daemon], list[dict[str, Any]]] | None = None,
+    transport: str = EXT_PROC,
+    shm: Mapping[str, Any] | None = None,
 ) -> Iterator[Stage]:
     """
     Run everything for the length of a ``with`` block.
@@ -100,7 +113,12 @@ def running(
         config: further sections of ``sandboxd.yaml``.
         ext_proc: further fields of Envoy's filter.
         clusters: the cluster ``sandboxd`` and what else Envoy needs; None: the fronts' Unix sockets.
+        transport: one of `TRANSPORTS`.
+        shm: further keys of the dynamic module's configuration.
     """
+    if transport == SHM:
+        envoy_module.built()
+        config = {"attach": {"channels": 2}, **(config or {})}
     policies = directory / "policies"
     policies.mkdir()
     for tenant in tenants:
@@ -113,8 +131,12 @@ def running(
         servers = clusters(sandbox) if clusters else [envoy_config.grpc_cluster("sandboxd", sandbox.sockets)]
         listener = envoy_config.listener(
             "stage",
-            [envoy_config.ext_proc("sandboxd", **(ext_proc or {}))],
-            [route for tenant in tenants for route in tenant.routes()],
+            [
+                envoy_config.shm(sandbox.runtime / "attach.sock", **(shm or {}))
+                if transport == SHM
+                else envoy_config.ext_proc("sandboxd", **(ext_proc or {}))
+            ],
+            [route for tenant in tenants for route in tenant.routes(transport)],
             buffer_bytes=16 << 20,
         )
         bootstrap = envoy_config.bootstrap([listener], [envoy_config.http_cluster("upstream", upstream.port), *servers])

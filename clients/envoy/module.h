@@ -1,0 +1,206 @@
+/*
+ * libsandboxd_envoy: Envoy's HTTP filter on libsandboxd.
+ *
+ * Each of Envoy's worker threads has a `worker` with one `link` for each plugin that its routes name; a link has a `lane`,
+ * which is a channel, and for a while older lanes whose streams have not ended. A `filter` is one HTTP exchange.
+ *
+ * THREADS. All but the waiter runs in Envoy's worker thread. The waiter, one thread beside each worker thread, polls the
+ * channels' descriptors and schedules a filter back onto the worker; what it reads stands under worker.lock.
+ */
+#ifndef SANDBOXD_ENVOY_MODULE_H
+#define SANDBOXD_ENVOY_MODULE_H
+
+#include "abi.h"
+#include "../c/sandboxd.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define NAME_MAX_BYTES 255
+#define PATH_MAX_BYTES 107
+#define MS_NS 1000000ull
+
+enum counter {
+    COUNT_STREAMS,
+    COUNT_AT_ONCE, /* verdicts within the spin budget */
+    COUNT_LATER,   /* verdicts that a filter had to stop for */
+    COUNT_FAILED_OPEN,
+    COUNT_FAILED_CLOSED,
+    COUNT_RESET,
+    COUNT_LOCAL_RESPONSES,
+    COUNT_REFUSED, /* things that the plugin may not do */
+    COUNTERS,
+};
+
+/* Whom a stream belongs to; a route may name another than the filter's own. Immutable. */
+struct target {
+    char tenant[NAME_MAX_BYTES + 1];
+    char plugin[NAME_MAX_BYTES + 1];
+};
+
+struct config {
+    char socket[PATH_MAX_BYTES + 1];
+    struct target target;
+    bool fail_open;            /* while the daemon is away */
+    int64_t spin_ns;           /* -1: what the daemon says */
+    uint32_t daemon_uid;
+    uint64_t attach_timeout_ns; /* how long an exchange waits for a channel that is being made */
+    size_t counters[COUNTERS];
+};
+
+struct buffer {
+    uint8_t *at;
+    size_t len, room;
+};
+
+enum { LANE_NEWS = 1 };
+
+/* A channel. */
+struct lane {
+    struct lane *next;
+    struct link *link;
+    sbx_channel *channel;
+    uint64_t id;         /* of both descriptors in the waiter's set */
+    size_t filters;      /* that refer to this lane */
+    bool draining, dead;
+    atomic_bool news;    /* the socket is readable */
+    struct filter *waiting; /* under worker.lock */
+    struct filter *woken;   /* whom the waiter scheduled, until it ran; under worker.lock */
+    uint64_t deadline_ns;   /* under worker.lock; 0: none */
+};
+
+struct link {
+    struct link *next;
+    struct worker *worker;
+    const char *socket;
+    struct target target;
+    char path[PATH_MAX_BYTES + 1];
+    uint32_t daemon_uid;
+    struct lane *lane;   /* for new streams; NULL: none */
+    struct lane *lanes;
+    sbx_attachment *attachment;
+    uint64_t id;         /* of the attachment's descriptor in the waiter's set */
+    bool down;           /* the daemon has no VM for it */
+    bool unknown;        /* the daemon knows no such plugin */
+    sbx_policy *policy;  /* as last heard; NULL: never */
+    uint64_t retry_ns, backoff_ns;
+    struct filter *waiting, *woken; /* for a channel; under worker.lock */
+};
+
+struct worker {
+    pthread_mutex_t lock;
+    pthread_t waiter;
+    int epoll, stop;
+    uint64_t ids;
+    struct link *links;
+};
+
+enum direction { REQUEST, RESPONSE };
+
+/* One direction of an exchange. */
+struct way {
+    sbx_event *event;   /* without a verdict yet */
+    sbx_event *queued;  /* of a body, behind that of its headers */
+    size_t submitted;   /* bytes at the beginning of what Envoy holds that `event` has */
+    struct buffer out;  /* bytes that go on, not yet given to Envoy */
+    size_t held;        /* bytes that the VM holds */
+    bool has_headers;   /* Envoy showed the headers */
+    bool headers_sent;  /* they were submitted */
+    bool headers_go;    /* the plugin let them go */
+    bool gone;          /* Envoy has let them go */
+    bool ending;        /* Envoy showed the end of the body */
+    bool bodyless;      /* ... with the headers */
+    bool end_sent;      /* the end was submitted */
+    bool has_trailers, trailers_sent, trailers_go;
+    bool all_stopped;   /* body and trailers wait until the headers go */
+    bool stopped;       /* Envoy waits for continue */
+    bool same;          /* what `event` has goes on as it is */
+    bool end_go;        /* the plugin let the end of the direction go */
+};
+
+struct filter {
+    void *envoy;
+    const struct config *config;
+    const struct target *target;
+    struct link *link;
+    struct lane *lane;
+    sbx_stream *stream;
+    void *scheduler;
+    struct filter *next_waiting;
+    bool waits_for_lane, waits_for_link;
+    uint64_t wait_until_ns;
+    int inside;         /* direction whose hook runs, -1: none */
+    bool inside_body;
+    struct way ways[2];
+    bool bypass;        /* the plugin is out of it */
+    bool over;          /* answered or reset */
+    bool gone;          /* Envoy destroyed it; freed when the last function that uses it returns */
+    unsigned busy;
+    sbx_local_response *local; /* a copy, to be sent */
+    bool local_refused, close;
+};
+
+/* config.c */
+bool config_parse(const char *text, size_t len, struct config *config, char *error, size_t error_len);
+bool target_parse(const char *text, size_t len, struct target *target, char *error, size_t error_len);
+
+/* worker.c */
+struct link *link_of(const struct config *config, const struct target *target);
+enum link_state { LINK_READY, LINK_WAIT, LINK_AWAY, LINK_DOWN, LINK_UNKNOWN };
+enum link_state link_use(struct link *link, const struct config *config);
+void filter_join(struct filter *filter, struct lane *lane);
+void filter_leave(struct filter *filter);
+void wait_for_lane(struct filter *filter);
+void wait_for_link(struct filter *filter);
+void stop_waiting(struct filter *filter);
+void lane_poll(struct lane *lane, struct filter *running);
+void lane_touched(struct lane *lane);
+uint64_t now_ns(void);
+uint64_t wall_ns(void);
+
+/* waiter.c */
+bool waiter_start(struct worker *worker);
+void waiter_stop(struct worker *worker);
+void waiter_watch(struct worker *worker, int fd, uint64_t id, bool first);
+
+/* effects.c */
+void take_effect(struct filter *filter, const sbx_effect *effect);
+void take_notice(void *user, const sbx_notice *notice);
+void take_late(void *user, sbx_stream *stream, const sbx_effect *effect);
+void buffer_free(struct buffer *buffer);
+bool buffer_add(struct buffer *buffer, const void *data, size_t len);
+void count(struct filter *filter, enum counter counter);
+void local_free(sbx_local_response *local);
+
+/* flow.c */
+void submit_headers(struct filter *filter, enum direction direction, bool end);
+void advance(struct filter *filter, enum direction direction);
+void submit_behind(struct filter *filter, enum direction direction);
+void resume(struct filter *filter);
+void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cause cause);
+void finish(struct filter *filter, enum direction direction);
+void begin(struct filter *filter);
+void forget_wake(struct filter *filter);
+void set_aside(struct filter *filter, enum direction direction);
+bool may_go(const struct filter *filter, enum direction direction);
+bool flush(struct filter *filter);
+
+/* body.c */
+enum { BODY_PIECES = 64 };
+size_t body_size(struct filter *filter, enum direction direction);
+bool body_copy(struct filter *filter, enum direction direction, size_t skip, size_t len, struct buffer *into);
+void body_drop(struct filter *filter, enum direction direction, size_t len);
+void body_put(struct filter *filter, enum direction direction);
+
+/* attributes.c */
+enum { MAX_ATTRIBUTES = 24, ATTRIBUTE_SPACE = 256 };
+struct attributes {
+    sbx_pair pairs[MAX_ATTRIBUTES];
+    size_t count;
+    uint8_t space[ATTRIBUTE_SPACE];
+    size_t used;
+};
+void request_attributes(const struct filter *filter, struct attributes *into);
+void response_attributes(const struct filter *filter, struct attributes *into);
+
+#endif

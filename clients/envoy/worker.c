@@ -1,0 +1,378 @@
+/* What one of Envoy's worker threads keeps: its links to plugins, their channels, and who waits for what. */
+#include "module.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { FIRST_RETRY_MS = 10, LAST_RETRY_MS = 1000, ID_STEP = 4 };
+
+static _Thread_local struct worker *mine;
+static pthread_key_t at_exit_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
+}
+
+uint64_t now_ns(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+uint64_t wall_ns(void)
+{
+    return clock_ns(CLOCK_REALTIME);
+}
+
+static void lane_free(struct lane *lane)
+{
+    struct worker *worker = lane->link->worker;
+    pthread_mutex_lock(&worker->lock);
+    struct lane **at = &lane->link->lanes;
+    while (*at != lane)
+        at = &(*at)->next;
+    *at = lane->next;
+    pthread_mutex_unlock(&worker->lock);
+    if (lane->link->lane == lane)
+        lane->link->lane = NULL;
+    sbx_channel_close(lane->channel);
+    free(lane);
+}
+
+static void worker_end(void *argument)
+{
+    struct worker *worker = argument;
+    waiter_stop(worker);
+    while (worker->links) {
+        struct link *link = worker->links;
+        while (link->lanes)
+            lane_free(link->lanes);
+        if (link->attachment)
+            sbx_attach_cancel(link->attachment);
+        if (link->policy)
+            sbx_policy_release(link->policy);
+        worker->links = link->next;
+        free(link);
+    }
+    pthread_mutex_destroy(&worker->lock);
+    free(worker);
+}
+
+static void make_key(void)
+{
+    (void)pthread_key_create(&at_exit_key, worker_end);
+}
+
+static struct worker *worker_of_thread(void)
+{
+    if (mine)
+        return mine;
+    pthread_once(&once, make_key);
+    struct worker *worker = calloc(1, sizeof *worker);
+    if (!worker)
+        return NULL;
+    pthread_mutex_init(&worker->lock, NULL);
+    if (!waiter_start(worker)) {
+        free(worker);
+        return NULL;
+    }
+    pthread_setspecific(at_exit_key, worker);
+    mine = worker;
+    return worker;
+}
+
+struct link *link_of(const struct config *config, const struct target *target)
+{
+    struct worker *worker = worker_of_thread();
+    if (!worker)
+        return NULL;
+    for (struct link *link = worker->links; link; link = link->next) {
+        if (!strcmp(link->target.plugin, target->plugin) && !strcmp(link->target.tenant, target->tenant) &&
+            !strcmp(link->path, config->socket) && link->daemon_uid == config->daemon_uid)
+            return link;
+    }
+    struct link *link = calloc(1, sizeof *link);
+    if (!link)
+        return NULL;
+    link->worker = worker;
+    link->target = *target;
+    memcpy(link->path, config->socket, sizeof link->path);
+    link->daemon_uid = config->daemon_uid;
+    pthread_mutex_lock(&worker->lock);
+    link->next = worker->links;
+    worker->links = link;
+    pthread_mutex_unlock(&worker->lock);
+    return link;
+}
+
+static void say(const struct link *link, const char *what, const char *why)
+{
+    char text[700];
+    int len = snprintf(text, sizeof text, "sandboxd: %s/%s: %s%s%s", link->target.tenant, link->target.plugin, what,
+                       why[0] ? ": " : "", why);
+    size_t shown = len < 0 ? 0 : (size_t)len < sizeof text ? (size_t)len : sizeof text - 1;
+    ENVOY_CALL(log)(ENVOY_LOG_WARNING, (struct envoy_bytes){text, shown});
+}
+
+static void keep_policy(struct link *link, sbx_policy *policy)
+{
+    if (!policy || policy == link->policy)
+        return;
+    if (link->policy)
+        sbx_policy_release(link->policy);
+    link->policy = sbx_policy_keep(policy);
+}
+
+static void lane_new(struct link *link, sbx_channel *channel, const struct config *config)
+{
+    struct lane *lane = calloc(1, sizeof *lane);
+    if (!lane) {
+        sbx_channel_close(channel);
+        return;
+    }
+    struct worker *worker = link->worker;
+    lane->link = link;
+    lane->channel = channel;
+    lane->id = worker->ids += ID_STEP;
+    sbx_channel_hooks(channel, &(sbx_hooks){lane, take_notice, take_late});
+    if (config->spin_ns >= 0)
+        sbx_channel_set_spin_ns(channel, (uint64_t)config->spin_ns);
+    keep_policy(link, sbx_channel_policy(channel));
+    pthread_mutex_lock(&worker->lock);
+    lane->next = link->lanes;
+    link->lanes = lane;
+    pthread_mutex_unlock(&worker->lock);
+    link->lane = lane;
+    link->down = link->unknown = false;
+    link->backoff_ns = 0;
+    waiter_watch(worker, sbx_channel_fd(channel), lane->id, true);
+    waiter_watch(worker, sbx_channel_socket(channel), lane->id | LANE_NEWS, true);
+}
+
+static void try_later(struct link *link, uint64_t now)
+{
+    link->backoff_ns = link->backoff_ns ? link->backoff_ns * 2 : FIRST_RETRY_MS * MS_NS;
+    if (link->backoff_ns > LAST_RETRY_MS * MS_NS)
+        link->backoff_ns = LAST_RETRY_MS * MS_NS;
+    link->retry_ns = now + link->backoff_ns;
+}
+
+static void link_step(struct link *link, const struct config *config)
+{
+    sbx_channel *channel = NULL;
+    sbx_error error = {0};
+    int fd = sbx_attachment_fd(link->attachment);
+    int status = sbx_attach_step(link->attachment, &channel, &error);
+    if (status == SBX_AGAIN) {
+        sbx_policy *policy = sbx_attachment_policy(link->attachment);
+        if (policy && !link->down)
+            say(link, "is down", sbx_attachment_reason(link->attachment));
+        link->down = policy != NULL;
+        keep_policy(link, policy);
+        waiter_watch(link->worker, fd, link->id, false);
+        return;
+    }
+    link->attachment = NULL;
+    link->id = 0;
+    if (status == SBX_OK) {
+        lane_new(link, channel, config);
+        return;
+    }
+    link->down = false;
+    link->unknown = status == SBX_REFUSED && error.code == SBX_REFUSED_UNKNOWN;
+    say(link, "no channel", error.text);
+    try_later(link, now_ns());
+}
+
+static bool link_begin(struct link *link, uint64_t now)
+{
+    sbx_attach_options options = {
+        .socket_path = link->path,
+        .tenant = link->target.tenant,
+        .plugin = link->target.plugin,
+        .daemon_uid = link->daemon_uid,
+    };
+    sbx_error error = {0};
+    if (now < link->retry_ns)
+        return false;
+    if (sbx_attach_begin(&options, &link->attachment, &error) != SBX_OK) {
+        link->attachment = NULL;
+        if (!link->backoff_ns)
+            say(link, "the daemon is away", error.text);
+        try_later(link, now);
+        return false;
+    }
+    link->id = link->worker->ids += ID_STEP;
+    waiter_watch(link->worker, sbx_attachment_fd(link->attachment), link->id, true);
+    return true;
+}
+
+/* Reads what the daemon said about a lane, and takes it out of use if it has to go. */
+static void lane_news(struct lane *lane)
+{
+    sbx_error error = {0};
+    if (!atomic_exchange(&lane->news, false) || lane->dead)
+        return;
+    int status = sbx_channel_check(lane->channel, &error);
+    if (status == SBX_DRAIN)
+        lane->draining = true;
+    else if (status != SBX_OK)
+        lane->dead = true;
+    if ((lane->draining || lane->dead) && lane->link->lane == lane)
+        lane->link->lane = NULL;
+    if (!lane->dead)
+        waiter_watch(lane->link->worker, sbx_channel_socket(lane->channel), lane->id | LANE_NEWS, false);
+}
+
+static void free_unused(struct link *link)
+{
+    for (struct lane *lane = link->lanes, *next; lane; lane = next) {
+        next = lane->next;
+        if (!lane->filters && (lane->dead || lane->draining))
+            lane_free(lane);
+    }
+}
+
+enum link_state link_use(struct link *link, const struct config *config)
+{
+    if (link->lane && atomic_load_explicit(&link->lane->news, memory_order_relaxed)) {
+        lane_news(link->lane);
+        free_unused(link);
+    }
+    if (link->lane && *sbx_channel_reason(link->lane->channel)) {
+        say(link, "the channel is lost", sbx_channel_reason(link->lane->channel));
+        link->lane->dead = true;
+        link->lane = NULL;
+        free_unused(link);
+    }
+    if (link->lane)
+        return LINK_READY;
+    if (!link->attachment && !link_begin(link, now_ns()))
+        return link->unknown ? LINK_UNKNOWN : LINK_AWAY;
+    link_step(link, config);
+    if (link->lane)
+        return LINK_READY;
+    if (!link->attachment)
+        return link->unknown ? LINK_UNKNOWN : LINK_AWAY;
+    return link->down ? LINK_DOWN : LINK_WAIT;
+}
+
+void filter_join(struct filter *filter, struct lane *lane)
+{
+    filter->lane = lane;
+    lane->filters++;
+}
+
+void filter_leave(struct filter *filter)
+{
+    struct lane *lane = filter->lane;
+    if (!lane)
+        return;
+    filter->lane = NULL;
+    lane->filters--;
+    free_unused(lane->link);
+}
+
+static bool has_scheduler(struct filter *filter)
+{
+    if (!filter->scheduler)
+        filter->scheduler = ENVOY_CALL(http_filter_scheduler_new)(filter->envoy);
+    return filter->scheduler != NULL;
+}
+
+/* Ended events are told to their filters; then the waiter is asked to look, or the loop goes on. */
+void lane_poll(struct lane *lane, struct filter *running)
+{
+    struct worker *worker = lane->link->worker;
+    sbx_event *event = NULL;
+    int status;
+    lane_news(lane);
+    do {
+        while (sbx_next(lane->channel, &event) == SBX_OK) {
+            struct filter *owner = sbx_event_user(event);
+            if (owner && owner != running && has_scheduler(owner))
+                ENVOY_CALL(http_filter_scheduler_commit)(owner->scheduler, 0);
+        }
+        status = sbx_arm(lane->channel);
+    } while (status == SBX_AGAIN);
+    pthread_mutex_lock(&worker->lock);
+    lane->deadline_ns = sbx_next_deadline_ns(lane->channel);
+    pthread_mutex_unlock(&worker->lock);
+    if (status == SBX_OK)
+        waiter_watch(worker, sbx_channel_fd(lane->channel), lane->id, false);
+}
+
+/* After any use of a channel: what was found for others meanwhile must not be forgotten. */
+void lane_touched(struct lane *lane)
+{
+    if (lane->waiting)
+        lane_poll(lane, NULL);
+}
+
+static void append(struct filter **list, struct filter *filter)
+{
+    while (*list)
+        list = &(*list)->next_waiting;
+    filter->next_waiting = NULL;
+    *list = filter;
+}
+
+void wait_for_lane(struct filter *filter)
+{
+    struct worker *worker = filter->lane->link->worker;
+    if (!has_scheduler(filter))
+        return;
+    if (!filter->waits_for_lane) {
+        pthread_mutex_lock(&worker->lock);
+        filter->waits_for_lane = true;
+        append(&filter->lane->waiting, filter);
+        pthread_mutex_unlock(&worker->lock);
+    }
+    lane_poll(filter->lane, NULL);
+}
+
+void wait_for_link(struct filter *filter)
+{
+    struct worker *worker = filter->link->worker;
+    if (filter->waits_for_link || !has_scheduler(filter))
+        return;
+    pthread_mutex_lock(&worker->lock);
+    filter->waits_for_link = true;
+    append(&filter->link->waiting, filter);
+    pthread_mutex_unlock(&worker->lock);
+}
+
+static void remove_from(struct filter **list, struct filter **woken, struct filter *filter)
+{
+    for (struct filter **at = list; *at; at = &(*at)->next_waiting) {
+        if (*at != filter)
+            continue;
+        *at = filter->next_waiting;
+        break;
+    }
+    if (*woken != filter)
+        return;
+    /* It was to look after the others too. */
+    *woken = *list;
+    if (*list)
+        ENVOY_CALL(http_filter_scheduler_commit)((*list)->scheduler, 0);
+}
+
+void stop_waiting(struct filter *filter)
+{
+    if (!filter->waits_for_lane && !filter->waits_for_link)
+        return;
+    struct worker *worker = filter->link->worker;
+    pthread_mutex_lock(&worker->lock);
+    if (filter->waits_for_lane)
+        remove_from(&filter->lane->waiting, &filter->lane->woken, filter);
+    if (filter->waits_for_link)
+        remove_from(&filter->link->waiting, &filter->link->woken, filter);
+    filter->waits_for_lane = filter->waits_for_link = false;
+    pthread_mutex_unlock(&worker->lock);
+}
