@@ -127,6 +127,16 @@ def test_the_pure_layers_do_not_look_up(layer: str) -> None:
             assert not {i for i in IMPORTS[name] if i.startswith(above)}, name
 
 
+def test_a_client_loads_the_channel_and_the_policy_alone() -> None:
+    """Programs import `sandboxd.client` into their own process, whatever else of sandboxd is installed."""
+    rooms = ("sandboxd.client", "sandboxd.channel", "sandboxd.policy", "sandboxd.errors", "sandboxd.limits")
+    found = {name: chain for name, chain in reached("sandboxd.client").items() if name.startswith("sandboxd.")}
+    assert "sandboxd.client.asgi" in found
+    outside = {name: chain for name, chain in found.items() if not name.startswith(rooms)}
+    assert not outside
+    assert_never_reached("sandboxd.client", ("grpc", "wasmtime", "yaml", "google", "envoy"))
+
+
 def test_the_check_sees_a_forbidden_import() -> None:
     """The harmless twin: a module that does import gRPC is found through a chain."""
     IMPORTS["sandboxd.zz_twin"] = {"sandboxd.zz_inner"}
