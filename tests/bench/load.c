@@ -1,7 +1,9 @@
 // A load generator for HTTP/1.1 over loopback: N keep-alive connections, one request in flight on each, one thread.
 //
-//   load HOST PORT PATH CONNECTIONS SECONDS [NAME:VALUE ...]
+//   load HOST PORT PATH CONNECTIONS SECONDS PAUSE_US [NAME:VALUE ...]
 //
+// A connection sends its next request so long after the last answer: with 0 at once, which loads the machine fully; with
+// more, latencies are not those of a queue that the generator itself made.
 // Prints one line of JSON: how many exchanges ended within the time, how many were not 200 or broke, and the latency at
 // some percentiles in microseconds. Understands responses with a content-length, which is all that the benchmark's
 // listeners send; anything else counts as broken. Linux only (epoll).
@@ -28,6 +30,7 @@
 struct connection {
     int fd;
     uint64_t sent_ns;
+    uint64_t due_ns; // when the next request is sent; 0: one is in flight
     size_t have; // bytes of the response so far
     char response[MAX_RESPONSE_BYTES];
 };
@@ -40,6 +43,7 @@ struct totals {
 static struct sockaddr_in address;
 static char request[MAX_REQUEST_BYTES];
 static size_t request_size;
+static uint64_t pause_ns;
 
 static uint64_t now_ns(void) {
     struct timespec time;
@@ -86,6 +90,7 @@ static void open_connection(struct connection *connection, int epoll) {
 
 static void send_request(struct connection *connection) {
     connection->have = 0;
+    connection->due_ns = 0;
     connection->sent_ns = now_ns();
     // The request is far smaller than an empty socket buffer, so it is written whole or the connection is gone.
     if (send(connection->fd, request, request_size, MSG_NOSIGNAL) != (ssize_t)request_size) connection->sent_ns = 0;
@@ -111,7 +116,15 @@ static void finish(struct connection *connection, struct totals *totals) {
     if (totals->done < MAX_SAMPLES) totals->latency_us_x10[totals->done] = (uint32_t)latency;
     totals->done++;
     totals->failed += !is_200(connection);
-    send_request(connection);
+    if (pause_ns == 0) send_request(connection);
+    else connection->due_ns = now_ns() + pause_ns;
+}
+
+static void send_due(struct connection *all, long count) {
+    uint64_t now = now_ns();
+    for (long index = 0; index < count; index++) {
+        if (all[index].due_ns != 0 && all[index].due_ns <= now) send_request(&all[index]);
+    }
 }
 
 static void restart(struct connection *connection, struct totals *totals, int epoll) {
@@ -155,18 +168,19 @@ static void report(struct totals *totals, double seconds) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 6) {
-        fprintf(stderr, "usage: load HOST PORT PATH CONNECTIONS SECONDS [NAME:VALUE ...]\n");
+    if (argc < 7) {
+        fprintf(stderr, "usage: load HOST PORT PATH CONNECTIONS SECONDS PAUSE_US [NAME:VALUE ...]\n");
         return 2;
     }
     long connections = strtol(argv[4], NULL, 10);
     double seconds = strtod(argv[5], NULL);
+    pause_ns = strtoull(argv[6], NULL, 10) * 1000u;
     address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)strtoul(argv[2], NULL, 10))};
     if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1 || connections < 1 || connections > MAX_CONNECTIONS) {
         fprintf(stderr, "load: HOST must be an IPv4 address, CONNECTIONS 1 to %d\n", MAX_CONNECTIONS);
         return 2;
     }
-    write_request(argv[3], argv + 6, argc - 6);
+    write_request(argv[3], argv + 7, argc - 7);
 
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     struct connection *all = calloc((size_t)connections, sizeof *all);
@@ -175,10 +189,14 @@ int main(int argc, char **argv) {
     for (long index = 0; index < connections; index++) open_connection(&all[index], epoll);
 
     uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9);
-    for (long index = 0; index < connections; index++) send_request(&all[index]);
+    // Spread over the pause, or all would ask at the same moment for ever.
+    for (long index = 0; index < connections; index++) {
+        all[index].due_ns = start + pause_ns * (uint64_t)index / (uint64_t)connections;
+    }
     while (now_ns() < end) {
         struct epoll_event events[256];
-        int ready = epoll_wait(epoll, events, 256, 100);
+        send_due(all, connections);
+        int ready = epoll_wait(epoll, events, 256, pause_ns ? 1 : 100);
         if (ready < 0 && errno != EINTR) die("epoll_wait");
         for (int index = 0; index < ready; index++) receive(events[index].data.ptr, &totals, epoll);
     }

@@ -32,23 +32,37 @@ def build(directory: Path) -> Path:
     program = directory / f"load-{digest}"
     if not program.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2"]
-        command += ["-Wall", "-Wextra", "-Werror", "-o", str(program), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        words = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2"]
+        words += ["-Wall", "-Wextra", "-Werror", "-o", str(program), str(SOURCE)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise LoadError(f"the load generator does not compile:\n{done.stderr}")
     return program
 
 
-def run(program: Path, port: int, connections: int, seconds: float, path: str = "/x") -> Load:
+@dataclass(frozen=True)
+class Route:
+    """What is asked for, and how hastily."""
+
+    path: str = "/x"
+    pause_us: int = 0
+    """Between an answer and the connection's next request."""
+
+
+def command(program: Path, port: int, connections: int, seconds: float, route: Route) -> list[str]:
+    """Return the command line that loads a port of the loopback interface; see `load.c`."""
+    return [str(program), "127.0.0.1", str(port), route.path, str(connections), f"{seconds:g}", str(route.pause_us)]
+
+
+def run(program: Path, port: int, connections: int, seconds: float, route: Route = Route()) -> Load:
     """
     Load a port of the loopback interface.
 
     Raises:
         LoadError: an answer was not 200, or a connection broke: a rate of errors is no figure.
     """
-    command = [str(program), "127.0.0.1", str(port), path, str(connections), f"{seconds:g}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20, check=False)
+    words = command(program, port, connections, seconds, route)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 20, check=False)
     if done.returncode:
         raise LoadError(done.stderr.strip())
     found = json.loads(done.stdout)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sandboxd.demo import envoy, envoy_config
-from tests.bench import load, proxies
+from tests.bench import channel, load, neighbour, proxies, specification
+from tests.bench.__main__ import PARTS
 
 
 def rounds(*rates: float) -> list[load.Load]:
@@ -27,6 +28,79 @@ def test_the_ratio_is_taken_round_by_round() -> None:
     assert figures["ext_proc_rps"] == 900
     assert figures["ext_proc_rps_rounds"] == [900, 90, 900]
     assert {f"{name}_p99_us" for name in proxies.SUBJECTS} <= figures.keys()
+
+
+def test_percentiles_are_medians_of_rounds_in_their_units() -> None:
+    """A slow round does not show."""
+    taken = [
+        {
+            way: dict.fromkeys(("p50", "p90", "p99", "p999"), base * scale)
+            for way, base in (("spin_ns", 900), ("sleep_ns", 25_000))
+        }
+        for scale in (1, 50, 1)
+    ]
+
+    figures = channel.summarise("channel_rtt", taken)
+
+    assert figures["channel_rtt_spin_ns"] == figures["channel_rtt_spin_ns_p999"] == 900
+    assert figures["channel_rtt_sleep_us"] == figures["channel_rtt_sleep_us_p99"] == 25
+
+
+def test_a_channel_that_nobody_gives_is_no_figure(tmp_path: Path) -> None:
+    """Rather than a figure of something else."""
+    binary = channel.build(tmp_path)
+    with pytest.raises(load.LoadError, match="attach"):
+        channel.run(binary, str(tmp_path / "none.sock"), "bench", "main")
+    assert channel.run(binary, "--loop")["spin_ns"]["p50"] > 0
+
+
+def test_every_figure_is_specified_and_every_row_is_measured() -> None:
+    """The specification and the benchmark name the same figures."""
+    rows = [row.figure for row in specification.read()]
+    figures = [name for part in PARTS for name in part.FIGURES]
+    assert sorted(rows) == sorted(figures)
+
+
+def test_the_parts_give_what_they_say() -> None:
+    """As far as it can be told without measuring."""
+    found = {name: rounds(1000, 900) for name in proxies.SUBJECTS}
+    assert {name for name in proxies.summarise(found) if not name.endswith("_rounds")} == set(proxies.FIGURES)
+    turns = {name: [turn(100.0)] for name in ("alone", "polite", "noisy")}
+    assert set(neighbour.summarise(turns)) == set(neighbour.FIGURES)
+
+
+def turn(p99_us: float, *, body: bytes = b"right", status: int = 200) -> neighbour.Turn:
+    """Return a turn of the neighbour."""
+    return neighbour.Turn(load.Load(1.0, p99_us / 2, p99_us, 1), frozenset({(status, body, ())}))
+
+
+def test_a_neighbours_ratio_is_taken_turn_by_turn() -> None:
+    alone = [turn(100.0), turn(1000.0), turn(100.0)]
+    figures = neighbour.summarise({"alone": alone, "polite": alone, "noisy": [turn(120.0), turn(1100.0), turn(900.0)]})
+    assert figures["noisy_neighbour_p99_ratio"] == 1.2
+    assert figures["polite_neighbour_p99_ratio"] == 1.0
+
+
+@pytest.mark.parametrize("other", [turn(1.0, body=b"wrong"), turn(1.0, status=500)])
+def test_other_answers_beside_noise_are_no_figure(other: neighbour.Turn) -> None:
+    with pytest.raises(load.LoadError, match="different answers"):
+        neighbour.summarise({"alone": [turn(1.0)], "polite": [turn(1.0)], "noisy": [other]})
+
+
+def test_promises() -> None:
+    rows = specification.parse("| `a` | < 2.5 | x |\n| `b` | >= 1 | y |\n| `c` | - | z |\n| d | e |\n")
+    assert list(specification.misses(rows, {"a": 2.4, "b": 1, "c": 9e9})) == []
+    assert list(specification.misses(rows, {"a": 2.5, "b": 0.9})) == [
+        "a: 2.5, promised < 2.5",
+        "b: 0.9, promised >= 1",
+        "c: not measured",
+    ]
+
+
+@pytest.mark.parametrize("text", ["| `a` | about 2 | |", "| `a` | - | |\n| `a` | - | |"])
+def test_a_broken_specification_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"promise|two rows"):
+        specification.parse(text)
 
 
 @pytest.mark.envoy
