@@ -22,7 +22,7 @@ from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
 from sandboxd.config import DaemonConfig, LogLevel, UnixListen
 from sandboxd.doctor.run import self_test
 from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, SandboxdError, WorkerError
-from sandboxd.front import grpc_settings
+from sandboxd.front import process_settings
 from sandboxd.jail.cgroup import read_cgroup_facts
 from sandboxd.jail.front_jail import FrontJail, front_jail, give_up_most
 from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
@@ -126,8 +126,8 @@ def _remove_sockets(config: DaemonConfig) -> None:
 
 def _front_main(config: DaemonConfig, jail: FrontJail, index: int, control: socket.socket) -> None:
     try:
+        process_settings.prepare()
         give_up_most(jail)
-        grpc_settings.set_environment()
         # Only here, in the forked child: the supervisor itself never loads gRPC.
         from sandboxd.front.server import serve_front  # noqa: PLC0415
 
