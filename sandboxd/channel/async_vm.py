@@ -176,6 +176,19 @@ class AsyncVm:
             self._break(str(error))
             raise
 
+    def tell(self, stream_id: int, kind: int, payload: bytes, time_ns: int) -> None:
+        """Submit an event whose outcome nobody waits for; what it brings goes to ``hooks.unclaimed``."""
+        if self._dead:
+            return
+        try:
+            seq = self.client.submit(stream_id, kind, payload, False, time_ns)
+        except ChannelFull:
+            return  # the end of the stream, which is never refused, is what has to come through
+        except ChannelBroken as error:
+            self._break(str(error))
+            return
+        self._sent_ns[seq] = time.monotonic_ns()
+
     def close_stream(self, stream_id: int, reset: bool, time_ns: int) -> None:
         """End a stream; what that brings goes to ``hooks.unclaimed``."""
         if self._dead:

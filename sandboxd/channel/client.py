@@ -74,6 +74,11 @@ class VmClient:
         return self._words[_VM_STATE]
 
     @property
+    def vm_failure(self) -> int:
+        """The worker's word on why its VM last failed: hostile input."""
+        return self._words[layout.OFFSET_VM_FAILURE // 4]
+
+    @property
     def generation(self) -> int:
         """The VM's generation as last announced by VM_STARTED; 0 before the first."""
         return self._intake.generation

@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     code: int
     state: int
     effects: list[Effect]
-    """Kinds 2 to 11 in the order in which they arose. May name other streams than the event's own."""
+    """Kinds 2 to 11, 17 and 18 in the order in which they arose. May name other streams than the event's own."""
     notices: list[Effect]
     """LOG, DENIED, LOGS_DROPPED and NOTE of this event."""
 
@@ -151,6 +151,8 @@ def check_effect(kind: int, flags: int, arg: int, payload: bytes) -> None:
         allowed = 0 if flags & layout.FLAG_AS_SUBMITTED else len(payload)
     elif kind == layout.LOG:
         allowed = limits.MAX_LOG_MESSAGE_BYTES
+    elif kind == layout.NOTE and arg == layout.NOTE_PROPERTY_MISSING:
+        allowed = layout.MAX_MISSED_BYTES
     elif kind in _NO_PAYLOAD:
         allowed = 0
     else:

@@ -14,7 +14,17 @@ from dataclasses import replace
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Completion, Effect, EventLimits, Verdict, VmRestarted, check_effect
 from sandboxd.channel.errors import ChannelBroken
-from sandboxd.channel.layout import COUNTER_MASK, FLAG_AS_SUBMITTED, FLAG_MORE, FLAGS_ALL, VERDICT, VM_STARTED
+from sandboxd.channel.layout import (
+    COUNTER_MASK,
+    FLAG_AS_SUBMITTED,
+    FLAG_MORE,
+    FLAGS_ALL,
+    HTTP_KINDS,
+    NOTICE_KINDS,
+    TCP_DATA_KINDS,
+    VERDICT,
+    VM_STARTED,
+)
 from sandboxd.channel.ring import Record
 
 _EFFECT_OVERHEAD_BYTES = 64
@@ -103,6 +113,8 @@ class Intake:
     def __init__(self, limits: EventLimits) -> None:
         self._limits = limits
         self._pending: dict[int, Pending] = {}
+        self._connections: set[int] = set()
+        """Streams that are TCP connections, until the VM has met their end."""
         self._loose_limits = replace(limits, max_effects=limits.max_loose)
         self._loose = Pending(0, 0, None, self._loose_limits)
         """Stands for what arises outside events: bounds it per window of time."""
@@ -136,6 +148,8 @@ class Intake:
 
     def expect(self, seq: int, stream_id: int, kind: int, body: bytes | None) -> None:
         """The event was submitted: a verdict has to come."""
+        if kind == layout.NEW_CONNECTION:
+            self._connections.add(stream_id)
         self._pending[seq] = Pending(stream_id, kind, body, self._limits)
 
     def abandon(self, event_seq: int) -> None:
@@ -169,7 +183,7 @@ class Intake:
                 if not pending.abandoned:
                     effect = self._effect(pending, record)
                     if effect is not None:
-                        (pending.notices if kind >= layout.LOG else pending.effects).append(effect)
+                        (pending.notices if kind in NOTICE_KINDS else pending.effects).append(effect)
         return completions
 
     def _verdict(self, pending: Pending, record: Record) -> Verdict:
@@ -183,13 +197,20 @@ class Intake:
         if pending.partial:
             raise ChannelBroken("verdict before the last fragment of an effect")
         del self._pending[seq]
+        if pending.kind == layout.STREAM_CLOSE:
+            self._connections.discard(stream_id)
         return Verdict(stream_id, seq, code, state, pending.effects, pending.notices)
 
     def _effect(self, pending: Pending, record: Record) -> Effect | None:
         """Return the effect that this record completes, None while fragments are missing."""
         kind, flags, stream_id, _, arg, payload = record
-        if not (0 < stream_id < self.next_stream_id) and kind < layout.LOG:
-            raise ChannelBroken(f"effect on stream {stream_id}, which was never opened")
+        if kind not in NOTICE_KINDS:
+            if not 0 < stream_id < self.next_stream_id:
+                raise ChannelBroken(f"effect on stream {stream_id}, which was never opened")
+            if kind in (HTTP_KINDS if stream_id in self._connections else TCP_DATA_KINDS):
+                raise ChannelBroken(
+                    f"{layout.COMPLETION_NAMES[kind]} on stream {stream_id}, which is of the other kind"
+                )
         if flags & FLAG_MORE or pending.partial:
             joined = pending.join(record)
             if joined is None:
@@ -218,7 +239,7 @@ class Intake:
             return
         if seq and not self._was_issued(seq):
             raise ChannelBroken(f"{layout.COMPLETION_NAMES[kind]} for event {seq}, which was never submitted")
-        if kind == VERDICT or (seq and kind < layout.LOG):
+        if kind == VERDICT or (seq and kind not in NOTICE_KINDS):
             raise ChannelBroken(f"{layout.COMPLETION_NAMES[kind]} outside any outstanding event")
         effect = self._effect(self._loose, record)
         if effect is not None:
@@ -243,6 +264,7 @@ class Intake:
             return VmRestarted(generation, [])
         lost = [(seq, pending.stream_id) for seq, pending in self._pending.items()]
         self._pending.clear()
+        self._connections.clear()
         self._restart_seq = self.next_seq - 1
         return VmRestarted(generation, lost)
 

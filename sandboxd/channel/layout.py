@@ -36,6 +36,7 @@ OFFSET_VM_STATE: Final = 448
 OFFSET_VM_GENERATION: Final = 452
 OFFSET_CALL_STAMP: Final = 456
 OFFSET_INBOX: Final = 460
+OFFSET_VM_FAILURE: Final = 464
 
 VM_STARTING: Final = 0
 VM_READY: Final = 1
@@ -101,8 +102,6 @@ SUBMISSION_NAMES: Final = {
     ATTRIBUTES: "ATTRIBUTES",
     STREAM_CLOSE: "STREAM_CLOSE",
     SHUTDOWN: "SHUTDOWN",
-}
-TCP_SUBMISSION_NAMES: Final = {
     NEW_CONNECTION: "NEW_CONNECTION",
     DOWNSTREAM_DATA: "DOWNSTREAM_DATA",
     UPSTREAM_DATA: "UPSTREAM_DATA",
@@ -141,12 +140,19 @@ COMPLETION_NAMES: Final = {
     VM_STARTED: "VM_STARTED",
     LOGS_DROPPED: "LOGS_DROPPED",
     NOTE: "NOTE",
+    DOWNSTREAM_DATA: "DOWNSTREAM_DATA",
+    UPSTREAM_DATA: "UPSTREAM_DATA",
 }
-TCP_COMPLETION_NAMES: Final = {DOWNSTREAM_DATA: "DOWNSTREAM_DATA", UPSTREAM_DATA: "UPSTREAM_DATA"}
-"""Only for clients that open connections; to the others these kinds are unknown."""
+NOTICE_KINDS: Final = frozenset({LOG, DENIED, VM_STARTED, LOGS_DROPPED, NOTE})
+"""Completions that say something of the VM, where the others do something to a stream."""
 
-BODY_KINDS: Final = frozenset({REQUEST_BODY, RESPONSE_BODY})
+TCP_DATA_KINDS: Final = frozenset({DOWNSTREAM_DATA, UPSTREAM_DATA})
+"""Effects on connections alone."""
+BODY_KINDS: Final = frozenset({REQUEST_BODY, RESPONSE_BODY}) | TCP_DATA_KINDS
+"""Bytes that may be ``AS_SUBMITTED``."""
 MAP_KINDS: Final = frozenset({REQUEST_HEADERS, REQUEST_TRAILERS, RESPONSE_HEADERS, RESPONSE_TRAILERS})
+HTTP_KINDS: Final = MAP_KINDS | {REQUEST_BODY, RESPONSE_BODY, LOCAL_RESPONSE, CLEAR_ROUTE_CACHE}
+"""Effects that a connection cannot have."""
 
 CODE_OK: Final = 0
 CODE_UNKNOWN_STREAM: Final = 1
@@ -170,4 +176,12 @@ NOTE_NAMES: Final = {
     5: "body_limit",
     6: "done_never_came",
     7: "continue_without_effect",
+    8: "property_missing",
+    9: "metrics_limit",
 }
+NOTE_BODY_LIMIT: Final = 5
+NOTE_METRICS_LIMIT: Final = 9
+NOTE_PROPERTY_MISSING: Final = 8
+"""The one note with a payload: the property's path."""
+MAX_MISSED_BYTES: Final = 256
+"""A longer path is nothing that a proxy could have."""

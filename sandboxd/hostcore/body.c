@@ -7,6 +7,8 @@ struct bytes body_visible(const struct body *body)
 {
     if (body->borrowed)
         return body->chunk;
+    if (!body->data)
+        return (struct bytes){0};
     return (struct bytes){body->data + body->hidden, body->len - body->hidden};
 }
 

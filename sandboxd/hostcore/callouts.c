@@ -6,6 +6,7 @@
  * are never used twice by a VM.
  */
 #include "hostcore.h"
+#include "protobuf.h"
 
 enum call_kind { HTTP_CALL = 0, GRPC_CALL = 1, GRPC_STREAM = 2 };
 #define KIND_BITS 2
@@ -61,35 +62,24 @@ static bool find_upstream(struct bytes name, struct bytes *found)
     return false;
 }
 
-/* A varint of protobuf; false: cut short, or longer than 32 bits. */
-static bool read_varint(struct bytes *data, u32 *value)
+/* The first field of a message if its number is at most `most` and it has a length. */
+static bool first_field(struct bytes *data, u32 most)
 {
-    *value = 0;
-    for (u32 shift = 0; data->len && shift < 35; shift += 7) {
-        u8 byte = *data->at;
-        data->at++;
-        data->len--;
-        *value |= (u32)(byte & 0x7f) << shift;
-        if (!(byte & 0x80))
-            return shift < 28 || byte < 16;
-    }
-    return false;
-}
-
-/* The first field of a message if it is number 1 and has a length. */
-static bool first_field(struct bytes *data)
-{
-    u32 tag, len;
-    if (!read_varint(data, &tag) || tag != (1 << 3 | 2) || !read_varint(data, &len) || len > data->len)
+    struct field field;
+    if (!take_field(data, &field) || !field.number || field.number > most || field.type != WIRE_BYTES)
         return false;
-    data->len = len;
+    *data = field.bytes;
     return true;
 }
 
-/* A name of the policy, or Envoy's GrpcService that names one: envoy_grpc (1), cluster_name (1). */
+/*
+ * A name of the policy, or Envoy's GrpcService that names one: envoy_grpc (1), cluster_name (1), or google_grpc (2),
+ * target_uri (1). Serialisers write fields in their order, so it is the first.
+ */
 static bool find_grpc_upstream(struct bytes text, struct bytes *found)
 {
-    return find_upstream(text, found) || (first_field(&text) && first_field(&text) && find_upstream(text, found));
+    return find_upstream(text, found) ||
+           (first_field(&text, 2) && first_field(&text, 1) && find_upstream(text, found));
 }
 
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
@@ -123,6 +113,18 @@ static u32 fresh_id(enum call_kind kind)
         id = calls.numbers[kind] << KIND_BITS | kind;
     } while (!calls.numbers[kind] || table_get(&calls.in_flight, id));
     return id;
+}
+
+/* An upstream that the policy does not name: nobody waits for the answer, but outside it is counted and logged. */
+static void tell_unknown(enum outbox_kind kind, struct bytes name)
+{
+    u32 lens[OUT_PARTS] = {name.len};
+    struct message *message = outbox_make(kind, fresh_id(kind == OUT_HTTP_CALL ? HTTP_CALL : GRPC_CALL), 0, lens);
+    if (!message)
+        return;
+    if (name.len)
+        memcpy(outbox_parts(message), name.at, name.len);
+    outbox_send(message);
 }
 
 static bool remember(u32 id)
@@ -230,8 +232,10 @@ u32 EXPORT(proxy_http_call)(u32 upstream, u32 upstream_len, u32 headers, u32 hea
     if (timeout_ms > MAX_TIMEOUT_MS || upstream_len > MAX_UPSTREAM_BYTES)
         return STATUS_BAD_ARGUMENT;
     guest_read(upstream, scratch, upstream_len);
-    if (!find_upstream((struct bytes){scratch, upstream_len}, &found))
+    if (!find_upstream((struct bytes){scratch, upstream_len}, &found)) {
+        tell_unknown(OUT_HTTP_CALL, (struct bytes){scratch, upstream_len});
         return STATUS_BAD_ARGUMENT;
+    }
     return http_call(found, parts, timeout_ms, call_id_out);
 }
 
@@ -245,8 +249,10 @@ static u32 grpc_start(enum call_kind kind, struct part upstream, const struct pa
     if (upstream.len > MAX_UPSTREAM_BYTES)
         return STATUS_PARSE_FAILURE;
     guest_read(upstream.at, scratch, upstream.len);
-    if (!find_grpc_upstream((struct bytes){scratch, upstream.len}, &found))
+    if (!find_grpc_upstream((struct bytes){scratch, upstream.len}, &found)) {
+        tell_unknown(OUT_GRPC_CALL, (struct bytes){scratch, upstream.len});
         return STATUS_PARSE_FAILURE;
+    }
     bool texts_fit = parts[0].len <= MAX_TEXT_BYTES && parts[1].len <= MAX_TEXT_BYTES;
     if (!texts_fit || !small_enough(parts, count) || !room_for_another())
         return STATUS_INTERNAL_FAILURE;

@@ -65,7 +65,12 @@ enum note_code {
     NOTE_BODY_LIMIT = 5,
     NOTE_DONE_NEVER_CAME = 6,
     NOTE_WITHOUT_EFFECT = 7,
+    NOTE_PROPERTY_MISSING = 8, /* with the property's path */
+    NOTE_METRICS_LIMIT = 9,
 };
+
+/* In the argument of poll: look only while at most one stream is open. */
+#define SPIN_ALONE 0x80000000u
 
 /* Bits of poll's result. */
 enum poll_result {

@@ -19,6 +19,8 @@ enum tag {
     TAG_RING_BYTES,
     TAG_SHARED,
     TAG_UPSTREAMS,
+    TAG_FOLDERS,
+    TAG_OPEN_FILES,
     TAG_COUNT,
 };
 #define REQUIRED                                                                                                       \
@@ -134,6 +136,10 @@ static bool read_entry(u32 tag, struct bytes data, struct config *config)
         return read_shared(data, config);
     case TAG_UPSTREAMS:
         return read_pairs(data, &config->upstreams);
+    case TAG_FOLDERS:
+        return read_text(data, &config->folders);
+    case TAG_OPEN_FILES:
+        return read_u32(data, &config->open_files);
     default:
         return false;
     }

@@ -93,7 +93,7 @@ enum { STREAM_HTTP_REQUEST, STREAM_HTTP_RESPONSE, STREAM_DOWNSTREAM, STREAM_UPST
 
 enum abi_version { ABI_0_1_0 = 1, ABI_0_2_0 = 2, ABI_0_2_1 = 3 };
 
-enum config_flag { FLAG_HEADERS_STOP_ITERATION = 1, FLAG_LENIENT_MAPS = 2, FLAG_LIVE_CLOCK = 4 };
+enum config_flag { FLAG_HEADERS_STOP_ITERATION = 1, FLAG_LENIENT_MAPS = 2, FLAG_LIVE_CLOCK = 4, FLAG_REMOTE_SHARED = 8 };
 
 /* ---- caps that no configuration lifts ---------------------------------------------------------------------------- */
 
@@ -219,10 +219,11 @@ struct limits {
 
 struct config {
     struct bytes plugin_name, root_id, vm_id, vm_configuration, plugin_configuration, environment, denied_properties,
-        entropy, upstreams;
+        entropy, upstreams, folders;
     struct limits limits;
     u64 flags, callbacks, start_time_ns;
     u32 abi, generation, ring_bytes, min_log_level;
+    u32 open_files;
     u32 shared_bytes, vm_number; /* size of the shared region, 0: none; this VM's name in it */
 };
 
@@ -311,6 +312,7 @@ enum outbox_kind {
     OUT_GRPC_CLOSE = 6,
     OUT_QUEUE_NOTIFY = 7,
     OUT_METRICS = 8,
+    OUT_FILE = 9, /* a change in a preopened folder */
 };
 #define OUT_PARTS 5u
 struct message; /* heap_free drops one that is not sent */
@@ -390,6 +392,9 @@ bool attributes_add(struct stream *stream, struct bytes payload); /* false: malf
 void properties_send(struct stream *stream);
 void properties_free(struct stream *stream);
 bool property_denied(struct bytes path);
+/* Makes room for a value that the guest sets; the caller fills it at once. Else the status. */
+u32 property_put(struct stream *stream, struct bytes name, u32 value_len, u8 **room);
+bool property_declare(struct bytes name, bool readonly); /* false: declared before, or too many */
 
 /* derived.c: properties that follow from the header maps */
 enum derived { DERIVED_NONE, DERIVED_VALUE, DERIVED_UNSERIALIZABLE };

@@ -127,7 +127,8 @@ u8 *map_reserve(struct map *map, u32 key_len, u32 value_len)
     u64 more = (u64)key_len + value_len;
     if (pairs_size(map) + 10 + more > MAX_PAIRS_BYTES || !entries_room(map, map->count + 1))
         return NULL;
-    if ((u64)map->text_len + more > map->text_cap && !compact(map, (u32)more))
+    /* Also the first time that nothing is reserved: NULL says that there is no room. */
+    if ((!map->text || (u64)map->text_len + more > map->text_cap) && !compact(map, (u32)more))
         return NULL;
     return map->text + map->text_len;
 }

@@ -42,8 +42,10 @@ static struct metric *metric_of(u32 id)
 
 static u32 add_metric(struct family *family, u64 hash, const u8 *name, u32 len)
 {
-    if (vm.status.metrics >= vm.config.limits.metrics)
+    if (vm.status.metrics >= vm.config.limits.metrics) {
+        note(NULL, NOTE_METRICS_LIMIT);
         return 0;
+    }
     if (family->count == family->cap) {
         u32 cap = family->cap ? family->cap * 2 : FIRST_CAP;
         struct metric **metrics = heap_grow(family->metrics, family->count * (u32)sizeof *metrics,

@@ -1,6 +1,8 @@
 /* Events: taking submissions off the channel, running them, and the verdict of each. */
 #include "hostcore.h"
 
+#define RETRY_LOOKS 16u
+
 void event_begin(const struct record *record)
 {
     u64 limit = vm.config.limits.host_calls_per_event;
@@ -266,6 +268,30 @@ static u32 worker_bits(void)
     return (outbox_waiting() ? POLL_OUTBOX : 0) | (ring_inbox() || tick_due() ? POLL_INBOX : 0);
 }
 
+/* How long to look for the next event: half as long each time that it was in vain, twice as long each time that it was
+   not, and now and then the whole time. */
+static struct {
+    u32 most, in_vain;
+} looking = {.most = UINT32_MAX};
+
+static u32 may_look(u32 spin)
+{
+    /* With few CPUs, looking takes the one that the rest of the streams need; alone, there is nobody to take it from. */
+    return spin & SPIN_ALONE && vm.streams.count > 1 ? 0 : spin & ~SPIN_ALONE;
+}
+
+static u32 looks_of(u32 spin)
+{
+    u32 looks = may_look(spin);
+    return looks < looking.most ? looks : looking.most;
+}
+
+static void looked_in_vain(u32 spin)
+{
+    if (may_look(spin))
+        looking.most = ++looking.in_vain % RETRY_LOOKS ? looks_of(spin) / 2 : UINT32_MAX;
+}
+
 /*
  * Run what the client has submitted, until there is nothing left and `spin` further looks found nothing. Returns early
  * to have the client woken, since it waits for what was just answered, and for what only the worker can do: a tick that
@@ -274,14 +300,14 @@ static u32 worker_bits(void)
 u32 EXPORT(poll)(u32 spin)
 {
     struct record record;
-    u32 looks = spin;
+    u32 budget = looks_of(spin), looks = budget;
     bool looked = false;
     ring_awake();
     for (;;) {
         if (!ring_flush())
             return wait_for_space();
         if (vm.stopped)
-            return POLL_STOPPED | wake_bit();
+            return POLL_STOPPED | worker_bits() | wake_bit();
         u32 errands = looked ? worker_bits() : 0; /* one event at least, so that the errands cannot starve the client */
         if (UNLIKELY(errands))
             return errands | wake_bit();
@@ -290,15 +316,18 @@ u32 EXPORT(poll)(u32 spin)
         if (state == RING_BROKEN)
             return POLL_PROTOCOL | wake_bit();
         if (state == RING_RECORD) {
+            if (looks < budget) /* it came while we looked */
+                looking.most = looking.most < UINT32_MAX / 2 ? looking.most * 2 : UINT32_MAX;
             run_event(&record);
             ring_publish();
             ring_done();
-            if (spin && ring_client_sleeps())
+            looks = budget = looks_of(spin);
+            if (looks && ring_client_sleeps())
                 return POLL_WAKE_CLIENT;
-            looks = spin;
         } else if (UNLIKELY(worker_bits())) {
             continue;
         } else if (looks == 0) {
+            looked_in_vain(spin);
             /* First this: its fence stands between the room made above and the look at whether the client wants it. */
             u32 sleep = ring_prepare_sleep(false) ? POLL_SLEEP : 0;
             return sleep | wake_bit();

@@ -141,19 +141,44 @@ static struct bytes read_path(u32 path, u32 path_len, u8 *text)
     return (struct bytes){text, path_len};
 }
 
-u32 EXPORT(proxy_set_property)(u32 path, u32 path_len, u32 value, u32 value_len)
+/* What the guest has declared of its properties: names, and whether they may be set only once. */
+#define MAX_DECLARED 64u
+
+STATE static struct {
+    struct declared {
+        u8 *name;
+        u32 len;
+        bool readonly;
+    } items[MAX_DECLARED];
+    u32 count;
+} declared;
+
+static const struct declared *find_declared(struct bytes name)
 {
-    u8 text[MAX_PATH_BYTES];
-    host_call(IN_CALLBACKS);
-    if (!guest_ok(path, path_len) || !guest_ok(value, value_len))
-        return STATUS_INVALID_MEMORY_ACCESS;
-    struct stream *stream = acting_stream();
-    if (!stream)
-        return STATUS_NOT_FOUND;
-    if (path_len > MAX_PATH_BYTES)
-        return STATUS_BAD_ARGUMENT;
-    struct bytes name = read_path(path, path_len, text);
+    for (u32 i = 0; i < declared.count; i++)
+        if (bytes_equal(name, (struct bytes){declared.items[i].name, declared.items[i].len}))
+            return &declared.items[i];
+    return NULL;
+}
+
+bool property_declare(struct bytes name, bool readonly)
+{
+    if (!name.len || name.len > MAX_PATH_BYTES || declared.count == MAX_DECLARED || find_declared(name))
+        return false;
+    u8 *copy = heap_alloc(name.len);
+    if (!copy)
+        return false;
+    memcpy(copy, name.at, name.len);
+    declared.items[declared.count++] = (struct declared){copy, name.len, readonly};
+    return true;
+}
+
+u32 property_put(struct stream *stream, struct bytes name, u32 value_len, u8 **room)
+{
     struct property **slot = property_slot(stream, name), *old = *slot;
+    const struct declared *rule = old ? find_declared(name) : NULL;
+    if (rule && rule->readonly)
+        return STATUS_BAD_ARGUMENT;
     u32 freed = old ? old->path_len + old->value_len : 0;
     u64 total = (u64)stream->property_bytes - freed + name.len + value_len;
     if (total > vm.config.limits.property_bytes || total > MAX_PAIRS_BYTES)
@@ -163,12 +188,29 @@ u32 EXPORT(proxy_set_property)(u32 path, u32 path_len, u32 value, u32 value_len)
         return STATUS_INTERNAL_FAILURE;
     *property = (struct property){old ? old->next : NULL, name.len, value_len, true};
     memcpy(property->data, name.at, name.len);
-    guest_read(value, property->data + name.len, value_len);
+    *room = property->data + name.len;
     *slot = property;
     heap_free(old);
     stream->property_bytes = (u32)total;
     stream_touch(stream);
     return STATUS_OK;
+}
+
+u32 EXPORT(proxy_set_property)(u32 path, u32 path_len, u32 value, u32 value_len)
+{
+    u8 text[MAX_PATH_BYTES], *room;
+    host_call(IN_CALLBACKS);
+    if (!guest_ok(path, path_len) || !guest_ok(value, value_len))
+        return STATUS_INVALID_MEMORY_ACCESS;
+    struct stream *stream = acting_stream();
+    if (!stream)
+        return STATUS_NOT_FOUND;
+    if (path_len > MAX_PATH_BYTES)
+        return STATUS_BAD_ARGUMENT;
+    u32 status = property_put(stream, read_path(path, path_len, text), value_len, &room);
+    if (status == STATUS_OK)
+        guest_read(value, room, value_len);
+    return status;
 }
 
 /* ---- looking up -------------------------------------------------------------------------------------------------- */
@@ -192,6 +234,41 @@ static bool is_object(struct bytes path)
     return path_equal(path, TEXT("request")) || path_equal(path, TEXT("response")) ||
            path_equal(path, TEXT("connection")) || path_equal(path, TEXT("source")) ||
            path_equal(path, TEXT("destination")) || path_equal(path, TEXT("upstream"));
+}
+
+/* ---- what nobody knows ------------------------------------------------------------------------------------------- */
+
+#define MAX_MISSED 64u
+#define MAX_MISSED_BYTES 256u
+
+STATE static struct {
+    u64 hashes[MAX_MISSED];
+    u32 count;
+} missed;
+
+/* The client has these in the events: one that is missing there is missing. */
+static bool in_header_map(struct bytes path)
+{
+    return is_prefix(TEXT("request\0headers"), path) || is_prefix(TEXT("response\0headers"), path) ||
+           is_prefix(TEXT("response\0trailers"), path);
+}
+
+/*
+ * Tells the client of an attribute that the plugin would have liked to have, so that it can send it with later streams.
+ * Once for each, and a bounded number for each VM; two that collide cost the guest one of them.
+ */
+static void tell_missed(const struct stream *stream, struct bytes path)
+{
+    u64 hash = 0xcbf29ce484222325ull; /* FNV-1a */
+    if (missed.count == MAX_MISSED || path.len > MAX_MISSED_BYTES || in_header_map(path))
+        return;
+    for (u32 i = 0; i < path.len; i++)
+        hash = (hash ^ path.at[i]) * 0x100000001b3ull;
+    for (u32 i = 0; i < missed.count; i++)
+        if (missed.hashes[i] == hash)
+            return;
+    missed.hashes[missed.count++] = hash;
+    memcpy(ring_put(COMPLETE_NOTE, 0, stream->id, NOTE_PROPERTY_MISSING, path.len), path.at, path.len);
 }
 
 u32 EXPORT(proxy_get_property)(u32 path, u32 path_len, u32 value_out, u32 size_out)
@@ -230,8 +307,10 @@ u32 EXPORT(proxy_get_property)(u32 path, u32 path_len, u32 value_out, u32 size_o
         break;
     }
     const struct property *property = *property_slot(stream, name);
-    if (!property)
+    if (!property) {
+        tell_missed(stream, name);
         return STATUS_NOT_FOUND;
+    }
     value = (struct bytes){property->data + property->path_len, property->value_len};
     return return_bytes(value, value_out, size_out);
 }

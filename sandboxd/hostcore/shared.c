@@ -11,6 +11,7 @@
  * blocks, and shows it by one store. A holder that dies half way leaves everything as it was before or after that store,
  * and blocks that belong to nobody: who takes the lock from the dead one counts the living blocks anew (`repair`).
  */
+#include "remote.h"
 #include "shared.h"
 
 #ifdef SANDBOXD_NATIVE
@@ -377,6 +378,8 @@ u32 EXPORT(proxy_get_shared_data)(u32 key, u32 key_len, u32 value_out, u32 size_
     host_call(IN_CALLBACKS);
     if (!guest_ok(key, key_len) || !guest_ok(cas_out, 4))
         return STATUS_INVALID_MEMORY_ACCESS;
+    if (UNLIKELY(remote_shared()))
+        return remote_get(key, key_len, value_out, size_out, cas_out);
     if (!shared.bytes || key_len > MAX_NAME_BYTES)
         return STATUS_NOT_FOUND;
     guest_read(key, scratch, key_len);
@@ -452,6 +455,8 @@ u32 EXPORT(proxy_set_shared_data)(u32 key, u32 key_len, u32 value, u32 value_len
     host_call(IN_CALLBACKS);
     if (!guest_ok(key, key_len) || !guest_ok(value, value_len))
         return STATUS_INVALID_MEMORY_ACCESS;
+    if (UNLIKELY(remote_shared()))
+        return remote_set(key, key_len, value, value_len, cas);
     if (!shared.bytes || key_len > MAX_NAME_BYTES || value_len > MAX_VALUE_BYTES ||
         value_len > vm.config.limits.shared_value_bytes)
         return STATUS_INTERNAL_FAILURE;

@@ -1,5 +1,7 @@
 /* The VM as a whole: configuration, start, status, traps. */
-#include "hostcore.h"
+#include "files.h"
+
+#define FOLDERS_MALFORMED 1018u /* as a bad entry of the configuration */
 
 STATE struct vm vm;
 u8 scratch[SCRATCH_BYTES];
@@ -41,7 +43,7 @@ u32 EXPORT(vm_configure)(u8 *blob, u32 len)
     memset((u8 *)(uintptr_t)vm.config.entropy.at, 0, vm.config.entropy.len);
     vm.next_context_id = ROOT_CONTEXT_ID;
     vm.now_ns = vm.monotonic_ns = vm.config.start_time_ns;
-    return 0;
+    return folders_start(vm.config.folders, vm.config.open_files) ? 0 : FOLDERS_MALFORMED;
 }
 
 static u32 start(void)

@@ -4,7 +4,7 @@
  * Output, environment, clocks, randomness, exit; what is about files and sockets is in wasi_files.c. Runtimes insist on
  * some of the answers: Go's on success of poll_oneoff, Rust's on one event per clock subscription.
  */
-#include "wasi.h"
+#include "files.h"
 
 /* ---- output ------------------------------------------------------------------------------------------------------ */
 
@@ -31,12 +31,16 @@ static u32 write_vectors(u32 fd, u32 vectors, u32 count, u32 written_out)
 u32 EXPORT(fd_write)(u32 fd, u32 vectors, u32 count, u32 written_out)
 {
     host_call(ANYWHERE);
-    return write_vectors(fd, vectors, count, written_out);
+    struct open_file *file = file_at(fd);
+    return file ? file_write(file, vectors, count, written_out) : write_vectors(fd, vectors, count, written_out);
 }
 
-u32 EXPORT(fd_pwrite)(u32 fd, u32 vectors, u32 count, UNUSED64 offset, u32 written_out)
+u32 EXPORT(fd_pwrite)(u32 fd, u32 vectors, u32 count, u64 offset, u32 written_out)
 {
     host_call(AT_START);
+    const struct open_file *file = file_at(fd);
+    if (file)
+        return file_write_at(file, vectors, count, offset, written_out);
     return write_vectors(fd, vectors, count, written_out);
 }
 

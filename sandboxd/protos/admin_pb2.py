@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0bsandboxd.v1\"Z\n\x0c\x41\x64minRequest\x12*\n\x07\x63ommand\x18\x01 \x01(\x0e\x32\x19.sandboxd.v1.AdminCommand\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06plugin\x18\x03 \x01(\t\"=\n\rAdminResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x11\n\tbody_json\x18\x03 \x01(\t*\x97\x01\n\x0c\x41\x64minCommand\x12\x1d\n\x19\x41\x44MIN_COMMAND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44MIN_COMMAND_STATUS\x10\x01\x12\x18\n\x14\x41\x44MIN_COMMAND_RELOAD\x10\x02\x12\x19\n\x15\x41\x44MIN_COMMAND_RESTART\x10\x03\x12\x19\n\x15\x41\x44MIN_COMMAND_CRASHES\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0b\x61\x64min.proto\x12\x0bsandboxd.v1\"Z\n\x0c\x41\x64minRequest\x12*\n\x07\x63ommand\x18\x01 \x01(\x0e\x32\x19.sandboxd.v1.AdminCommand\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06plugin\x18\x03 \x01(\t\"=\n\rAdminResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x11\n\tbody_json\x18\x03 \x01(\t*\xb2\x01\n\x0c\x41\x64minCommand\x12\x1d\n\x19\x41\x44MIN_COMMAND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44MIN_COMMAND_STATUS\x10\x01\x12\x18\n\x14\x41\x44MIN_COMMAND_RELOAD\x10\x02\x12\x19\n\x15\x41\x44MIN_COMMAND_RESTART\x10\x03\x12\x19\n\x15\x41\x44MIN_COMMAND_CRASHES\x10\x04\x12\x19\n\x15\x41\x44MIN_COMMAND_METRICS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ADMINCOMMAND']._serialized_start=184
-  _globals['_ADMINCOMMAND']._serialized_end=335
+  _globals['_ADMINCOMMAND']._serialized_end=362
   _globals['_ADMINREQUEST']._serialized_start=28
   _globals['_ADMINREQUEST']._serialized_end=118
   _globals['_ADMINRESPONSE']._serialized_start=120

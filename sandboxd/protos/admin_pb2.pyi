@@ -12,11 +12,13 @@ class AdminCommand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADMIN_COMMAND_RELOAD: _ClassVar[AdminCommand]
     ADMIN_COMMAND_RESTART: _ClassVar[AdminCommand]
     ADMIN_COMMAND_CRASHES: _ClassVar[AdminCommand]
+    ADMIN_COMMAND_METRICS: _ClassVar[AdminCommand]
 ADMIN_COMMAND_UNSPECIFIED: AdminCommand
 ADMIN_COMMAND_STATUS: AdminCommand
 ADMIN_COMMAND_RELOAD: AdminCommand
 ADMIN_COMMAND_RESTART: AdminCommand
 ADMIN_COMMAND_CRASHES: AdminCommand
+ADMIN_COMMAND_METRICS: AdminCommand
 
 class AdminRequest(_message.Message):
     __slots__ = ("command", "tenant", "plugin")

@@ -31,7 +31,7 @@ FAILURE_CAUSE_INTERNAL: FailureCause
 FAILURE_CAUSE_HOST_CALL_LIMIT: FailureCause
 
 class ToWorker(_message.Message):
-    __slots__ = ("setup", "load_plugin", "open_vm", "close_vm", "ping", "restart_vm", "callout_answer", "read_metrics")
+    __slots__ = ("setup", "load_plugin", "open_vm", "close_vm", "ping", "restart_vm", "callout_answer", "read_metrics", "shared_answer")
     SETUP_FIELD_NUMBER: _ClassVar[int]
     LOAD_PLUGIN_FIELD_NUMBER: _ClassVar[int]
     OPEN_VM_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class ToWorker(_message.Message):
     RESTART_VM_FIELD_NUMBER: _ClassVar[int]
     CALLOUT_ANSWER_FIELD_NUMBER: _ClassVar[int]
     READ_METRICS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_ANSWER_FIELD_NUMBER: _ClassVar[int]
     setup: WorkerSetup
     load_plugin: LoadPlugin
     open_vm: OpenVm
@@ -48,7 +49,8 @@ class ToWorker(_message.Message):
     restart_vm: RestartVm
     callout_answer: CalloutAnswer
     read_metrics: ReadMetrics
-    def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., restart_vm: _Optional[_Union[RestartVm, _Mapping]] = ..., callout_answer: _Optional[_Union[CalloutAnswer, _Mapping]] = ..., read_metrics: _Optional[_Union[ReadMetrics, _Mapping]] = ...) -> None: ...
+    shared_answer: SharedAnswer
+    def __init__(self, setup: _Optional[_Union[WorkerSetup, _Mapping]] = ..., load_plugin: _Optional[_Union[LoadPlugin, _Mapping]] = ..., open_vm: _Optional[_Union[OpenVm, _Mapping]] = ..., close_vm: _Optional[_Union[CloseVm, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., restart_vm: _Optional[_Union[RestartVm, _Mapping]] = ..., callout_answer: _Optional[_Union[CalloutAnswer, _Mapping]] = ..., read_metrics: _Optional[_Union[ReadMetrics, _Mapping]] = ..., shared_answer: _Optional[_Union[SharedAnswer, _Mapping]] = ...) -> None: ...
 
 class WorkerSetup(_message.Message):
     __slots__ = ("tenant", "jail_plan")
@@ -59,18 +61,20 @@ class WorkerSetup(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., jail_plan: _Optional[bytes] = ...) -> None: ...
 
 class LoadPlugin(_message.Message):
-    __slots__ = ("plugin_id", "name", "memory_bytes", "cpu_per_call_ns", "start_cpu_ns")
+    __slots__ = ("plugin_id", "name", "memory_bytes", "cpu_per_call_ns", "start_cpu_ns", "table_elements")
     PLUGIN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     CPU_PER_CALL_NS_FIELD_NUMBER: _ClassVar[int]
     START_CPU_NS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     plugin_id: int
     name: str
     memory_bytes: int
     cpu_per_call_ns: int
     start_cpu_ns: int
-    def __init__(self, plugin_id: _Optional[int] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpu_per_call_ns: _Optional[int] = ..., start_cpu_ns: _Optional[int] = ...) -> None: ...
+    table_elements: int
+    def __init__(self, plugin_id: _Optional[int] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., cpu_per_call_ns: _Optional[int] = ..., start_cpu_ns: _Optional[int] = ..., table_elements: _Optional[int] = ...) -> None: ...
 
 class OpenVm(_message.Message):
     __slots__ = ("vm_id", "plugin_id", "ring_bytes", "spin", "restarts")
@@ -105,7 +109,7 @@ class Ping(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("ready", "plugin_loaded", "vm_started", "vm_failed", "vm_closed", "pong", "error", "callout", "vm_metrics")
+    __slots__ = ("ready", "plugin_loaded", "vm_started", "vm_failed", "vm_closed", "pong", "error", "callout", "vm_metrics", "file_changes", "shared_ask")
     READY_FIELD_NUMBER: _ClassVar[int]
     PLUGIN_LOADED_FIELD_NUMBER: _ClassVar[int]
     VM_STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +119,8 @@ class FromWorker(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CALLOUT_FIELD_NUMBER: _ClassVar[int]
     VM_METRICS_FIELD_NUMBER: _ClassVar[int]
+    FILE_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_ASK_FIELD_NUMBER: _ClassVar[int]
     ready: WorkerReady
     plugin_loaded: PluginLoaded
     vm_started: VmStarted
@@ -124,7 +130,9 @@ class FromWorker(_message.Message):
     error: WorkerError
     callout: Callout
     vm_metrics: VmMetrics
-    def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ..., callout: _Optional[_Union[Callout, _Mapping]] = ..., vm_metrics: _Optional[_Union[VmMetrics, _Mapping]] = ...) -> None: ...
+    file_changes: FileChanges
+    shared_ask: SharedAsk
+    def __init__(self, ready: _Optional[_Union[WorkerReady, _Mapping]] = ..., plugin_loaded: _Optional[_Union[PluginLoaded, _Mapping]] = ..., vm_started: _Optional[_Union[VmStarted, _Mapping]] = ..., vm_failed: _Optional[_Union[VmFailed, _Mapping]] = ..., vm_closed: _Optional[_Union[VmClosed, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., error: _Optional[_Union[WorkerError, _Mapping]] = ..., callout: _Optional[_Union[Callout, _Mapping]] = ..., vm_metrics: _Optional[_Union[VmMetrics, _Mapping]] = ..., file_changes: _Optional[_Union[FileChanges, _Mapping]] = ..., shared_ask: _Optional[_Union[SharedAsk, _Mapping]] = ...) -> None: ...
 
 class WorkerReady(_message.Message):
     __slots__ = ("layers",)
@@ -282,6 +290,46 @@ class CancelCallout(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SharedAsk(_message.Message):
+    __slots__ = ("vm_id", "number", "data")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    number: int
+    data: bytes
+    def __init__(self, vm_id: _Optional[int] = ..., number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SharedAnswer(_message.Message):
+    __slots__ = ("number", "data")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class FileChanges(_message.Message):
+    __slots__ = ("vm_id", "changes")
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    vm_id: int
+    changes: _containers.RepeatedCompositeFieldContainer[FileChange]
+    def __init__(self, vm_id: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[FileChange, _Mapping]]] = ...) -> None: ...
+
+class FileChange(_message.Message):
+    __slots__ = ("folder", "kind", "path", "other", "size")
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    folder: int
+    kind: int
+    path: bytes
+    other: bytes
+    size: int
+    def __init__(self, folder: _Optional[int] = ..., kind: _Optional[int] = ..., path: _Optional[bytes] = ..., other: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
 class CalloutAnswer(_message.Message):
     __slots__ = ("call_id", "data", "more")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -293,18 +341,26 @@ class CalloutAnswer(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., data: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class CalloutReply(_message.Message):
-    __slots__ = ("http", "initial_metadata", "message", "trailing_metadata", "closed")
+    __slots__ = ("http", "initial_metadata", "message", "trailing_metadata", "closed", "lost")
     HTTP_FIELD_NUMBER: _ClassVar[int]
     INITIAL_METADATA_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TRAILING_METADATA_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     http: HttpReply
     initial_metadata: GrpcMetadata
     message: GrpcMessage
     trailing_metadata: GrpcMetadata
     closed: GrpcClosed
-    def __init__(self, http: _Optional[_Union[HttpReply, _Mapping]] = ..., initial_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., message: _Optional[_Union[GrpcMessage, _Mapping]] = ..., trailing_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., closed: _Optional[_Union[GrpcClosed, _Mapping]] = ...) -> None: ...
+    lost: CalloutLost
+    def __init__(self, http: _Optional[_Union[HttpReply, _Mapping]] = ..., initial_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., message: _Optional[_Union[GrpcMessage, _Mapping]] = ..., trailing_metadata: _Optional[_Union[GrpcMetadata, _Mapping]] = ..., closed: _Optional[_Union[GrpcClosed, _Mapping]] = ..., lost: _Optional[_Union[CalloutLost, _Mapping]] = ...) -> None: ...
+
+class CalloutLost(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class HttpReply(_message.Message):
     __slots__ = ("failure", "headers", "body", "trailers")
@@ -487,3 +543,130 @@ class ChannelDrained(_message.Message):
     CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
     channel_id: int
     def __init__(self, channel_id: _Optional[int] = ...) -> None: ...
+
+class ToEgress(_message.Message):
+    __slots__ = ("rules", "worker_gone", "callout", "vm_gone", "taken", "status")
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    WORKER_GONE_FIELD_NUMBER: _ClassVar[int]
+    CALLOUT_FIELD_NUMBER: _ClassVar[int]
+    VM_GONE_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    rules: EgressRules
+    worker_gone: EgressWorkerGone
+    callout: EgressCallout
+    vm_gone: EgressVmGone
+    taken: EgressTaken
+    status: EgressStatusRequest
+    def __init__(self, rules: _Optional[_Union[EgressRules, _Mapping]] = ..., worker_gone: _Optional[_Union[EgressWorkerGone, _Mapping]] = ..., callout: _Optional[_Union[EgressCallout, _Mapping]] = ..., vm_gone: _Optional[_Union[EgressVmGone, _Mapping]] = ..., taken: _Optional[_Union[EgressTaken, _Mapping]] = ..., status: _Optional[_Union[EgressStatusRequest, _Mapping]] = ...) -> None: ...
+
+class EgressRules(_message.Message):
+    __slots__ = ("worker_id", "tenant", "policy_path", "redaction_key")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_PATH_FIELD_NUMBER: _ClassVar[int]
+    REDACTION_KEY_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    tenant: str
+    policy_path: str
+    redaction_key: bytes
+    def __init__(self, worker_id: _Optional[int] = ..., tenant: _Optional[str] = ..., policy_path: _Optional[str] = ..., redaction_key: _Optional[bytes] = ...) -> None: ...
+
+class EgressMaterial(_message.Message):
+    __slots__ = ("files",)
+    class File(_message.Message):
+        __slots__ = ("path", "content")
+        PATH_FIELD_NUMBER: _ClassVar[int]
+        CONTENT_FIELD_NUMBER: _ClassVar[int]
+        path: str
+        content: bytes
+        def __init__(self, path: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[EgressMaterial.File]
+    def __init__(self, files: _Optional[_Iterable[_Union[EgressMaterial.File, _Mapping]]] = ...) -> None: ...
+
+class EgressWorkerGone(_message.Message):
+    __slots__ = ("worker_id",)
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    def __init__(self, worker_id: _Optional[int] = ...) -> None: ...
+
+class EgressCallout(_message.Message):
+    __slots__ = ("worker_id", "vm_id", "plugin", "call_id", "data", "more", "first")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    vm_id: int
+    plugin: str
+    call_id: int
+    data: bytes
+    more: bool
+    first: bool
+    def __init__(self, worker_id: _Optional[int] = ..., vm_id: _Optional[int] = ..., plugin: _Optional[str] = ..., call_id: _Optional[int] = ..., data: _Optional[bytes] = ..., more: _Optional[bool] = ..., first: _Optional[bool] = ...) -> None: ...
+
+class EgressVmGone(_message.Message):
+    __slots__ = ("worker_id", "vm_id")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    vm_id: int
+    def __init__(self, worker_id: _Optional[int] = ..., vm_id: _Optional[int] = ...) -> None: ...
+
+class EgressTaken(_message.Message):
+    __slots__ = ("worker_id", "bytes")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    bytes: int
+    def __init__(self, worker_id: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class EgressStatusRequest(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class FromEgress(_message.Message):
+    __slots__ = ("ready", "answer", "status")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ready: EgressReady
+    answer: EgressAnswer
+    status: EgressStatus
+    def __init__(self, ready: _Optional[_Union[EgressReady, _Mapping]] = ..., answer: _Optional[_Union[EgressAnswer, _Mapping]] = ..., status: _Optional[_Union[EgressStatus, _Mapping]] = ...) -> None: ...
+
+class EgressReady(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EgressAnswer(_message.Message):
+    __slots__ = ("worker_id", "vm_id", "call_id", "data", "more", "last")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    worker_id: int
+    vm_id: int
+    call_id: int
+    data: bytes
+    more: bool
+    last: bool
+    def __init__(self, worker_id: _Optional[int] = ..., vm_id: _Optional[int] = ..., call_id: _Optional[int] = ..., data: _Optional[bytes] = ..., more: _Optional[bool] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class EgressStatus(_message.Message):
+    __slots__ = ("number", "counters_json", "more")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    counters_json: str
+    more: bool
+    def __init__(self, number: _Optional[int] = ..., counters_json: _Optional[str] = ..., more: _Optional[bool] = ...) -> None: ...

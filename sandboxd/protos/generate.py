@@ -13,15 +13,25 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE.parents[1] / "proto" / "sandboxd" / "v1"
-NAMES = ("control", "admin")
+NAMES = ("control", "admin", "network_ext_proc")
 
 
 def generate(target: Path) -> list[Path]:
     """Writes ``NAME_pb2.py`` and ``NAME_pb2.pyi`` for each of ``NAMES`` into ``target``; returns the files."""
-    from grpc_tools import protoc  # noqa: PLC0415  (a tool of the dev extra, not of the daemon)
+    import grpc_tools  # noqa: PLC0415  (a tool of the dev extra, not of the daemon)
+    from grpc_tools import protoc  # noqa: PLC0415
+
+    google = Path(grpc_tools.__file__).with_name("_proto")
 
     for name in NAMES:
-        arguments = ["protoc", f"-I{SOURCES}", f"--python_out={target}", f"--pyi_out={target}", f"{name}.proto"]
+        arguments = [
+            "protoc",
+            f"-I{SOURCES}",
+            f"-I{google}",
+            f"--python_out={target}",
+            f"--pyi_out={target}",
+            f"{name}.proto",
+        ]
         if protoc.main(arguments) != 0:
             raise SystemExit(f"protoc failed for {name}.proto")
     return [target / f"{name}_pb2.{suffix}" for name in NAMES for suffix in ("py", "pyi")]

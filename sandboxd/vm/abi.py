@@ -237,6 +237,29 @@ CALLBACKS_0_1_0: Final[dict[str, FuncType]] = {
 """ABI 0.1.0 does not tell the headers callbacks whether the stream ends."""
 
 
+_OLD: Final = (AbiVersion.V0_1_0,)
+_NEW: Final = (AbiVersion.V0_2_0, AbiVersion.V0_2_1)
+_ONLY_IN: Final = {
+    "proxy_get_configuration": _OLD,
+    "proxy_continue_request": _OLD,
+    "proxy_continue_response": _OLD,
+    "proxy_clear_route_cache": _OLD,
+    "proxy_continue_stream": _NEW,
+    "proxy_close_stream": _NEW,
+    "proxy_get_log_level": (AbiVersion.V0_2_1,),
+    "proxy_on_foreign_function": _NEW,
+}
+
+
+def in_version(name: str, version: AbiVersion) -> bool:
+    """
+    Return whether a host function or callback is part of that version of the specification.
+
+    Modules may import and export what is not: it works here, other hosts may refuse such a module.
+    """
+    return version in _ONLY_IN.get(name, tuple(AbiVersion))
+
+
 def callback_type(name: str, version: AbiVersion) -> FuncType:
     """Return the type that the export ``name`` must have in a module of that ABI version."""
     if version is AbiVersion.V0_1_0 and name in CALLBACKS_0_1_0:

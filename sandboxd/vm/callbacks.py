@@ -51,10 +51,22 @@ def _on_clock(_env: Any, _caller: Any, values: Any, _count: int) -> int:
     return 0
 
 
+_shared: dict[int, Callable[[int], int]] = {}
+
+
+def _on_shared(env: int | None, _caller: Any, values: Any, _count: int) -> int:
+    try:
+        values[0].i64 = _shared[env or 0](values[0].i32 & 0xFFFFFFFF)
+    except BaseException:
+        values[0].i64 = 0
+    return 0
+
+
 _deadline_arguments: Final = capi._wasmtime_store_epoch_deadline_callback.argtypes
 _deadline_callback: Final = _deadline_arguments[1](_on_deadline)
 _no_finalizer: Final = _deadline_arguments[3](0)
 _clock_callback: Final = capi.wasmtime_func_unchecked_callback_t(_on_clock)
+_shared_callback: Final = capi.wasmtime_func_unchecked_callback_t(_on_shared)
 
 
 class Interrupt:
@@ -82,12 +94,33 @@ class Interrupt:
 
 def clock_function(store: Store) -> Any:
     """Return ``clock_ns (i32 clock_id) -> i64`` as a function of the store."""
+    return _function(store, _clock_callback, None)
+
+
+class SharedCalls:
+    """
+    ``shared_call (i32 at) -> i64`` of one store.
+
+    Args:
+        answer: given the address in hostcore's memory, returns the length of the answer; on the VM's thread.
+    """
+
+    def __init__(self, store: Store, answer: Callable[[int], int]) -> None:
+        self._key = next(_interrupt_keys)
+        _shared[self._key] = answer
+        self.function = _function(store, _shared_callback, ctypes.c_void_p(self._key))
+
+    def close(self) -> None:
+        """Forget the handler; the store must be closed already."""
+        _shared.pop(self._key, None)
+
+
+def _function(store: Store, callback: Any, env: Any) -> Any:
+    """Return a function ``(i32) -> i64`` of the store."""
     function = capi.wasmtime_func_t()
     kind = _clock_type()
     try:
-        capi.wasmtime_func_new_unchecked(
-            store._context(), kind, _clock_callback, None, _no_finalizer, ctypes.byref(function)
-        )
+        capi.wasmtime_func_new_unchecked(store._context(), kind, callback, env, _no_finalizer, ctypes.byref(function))
     finally:
         capi.wasm_functype_delete(kind)
     return function

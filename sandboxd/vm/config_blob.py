@@ -17,7 +17,8 @@ from sandboxd.errors import InternalError
 from sandboxd.vm.abi import AbiVersion
 
 ENTROPY_BYTES: Final = 32
-MAX_BLOB_BYTES: Final = 8 << 20
+MAX_BLOB_BYTES: Final = 24 << 20
+"""The folders' files may be 16 MiB of it (`sandboxd.limits`)."""
 
 _ENTRY: Final = struct.Struct("<II")
 
@@ -42,6 +43,8 @@ class Tag(enum.IntEnum):
     RING_BYTES = 15
     SHARED = 16
     UPSTREAMS = 17
+    FOLDERS = 18
+    OPEN_FILES = 19
 
 
 class Flag(enum.IntFlag):
@@ -50,6 +53,8 @@ class Flag(enum.IntFlag):
     ALLOW_ON_HEADERS_STOP_ITERATION = 1
     LENIENT_MAPS = 2
     LIVE_CLOCK = 4
+    REMOTE_SHARED = 8
+    """Shared data is asked for outside (`sandboxd.worker.remote_shared`)."""
 
 
 NO_FLAGS: Final = Flag(0)
@@ -106,6 +111,10 @@ class VmConfig:
     denied_properties: tuple[tuple[str, ...], ...] = ()
     upstreams: tuple[str, ...] = ()
     """Names that callouts may use."""
+    folders: bytes = field(default=b"", repr=False)
+    """Preopened folders, as `sandboxd.vm.folder_blob` encodes them."""
+    open_files: int = 0
+    """Most files and folders open at once, beside the preopened ones."""
 
 
 CALLBACK_NAMES: Final = {
@@ -180,6 +189,8 @@ def encode(config: VmConfig, *, entropy: bytes, start_time_ns: int, generation: 
         (Tag.GENERATION, struct.pack("<I", generation)),
         (Tag.RING_BYTES, struct.pack("<I", config.ring_bytes)),
         (Tag.UPSTREAMS, pairs.encode([(name.encode(), b"") for name in config.upstreams])),
+        (Tag.FOLDERS, config.folders),
+        (Tag.OPEN_FILES, struct.pack("<I", config.open_files)),
     ]
     return b"".join(_entry(tag, content) for tag, content in entries)
 

@@ -19,18 +19,15 @@ from wasmtime import _bindings as capi
 from wasmtime._ffi import dll
 
 from sandboxd.errors import InternalError
-from sandboxd.limits import WASM_PAGE_BYTES
+from sandboxd.limits import DEFAULT_TABLE_ELEMENTS, WASM_PAGE_BYTES
 from sandboxd.vm import window
 from sandboxd.vm.artefacts import BLOB_NAMES
-from sandboxd.vm.callbacks import Interrupt, clock_function
+from sandboxd.vm.callbacks import Interrupt, SharedCalls, clock_function
 from sandboxd.vm.plugin import LoadedPlugin
 from sandboxd.vm.traps import FailureCause, GuestFailure, failure
 
 MEMORY_PAGES: Final = 3072
 """hostcore's memory, minimum and maximum: it never moves and never grows."""
-
-MAX_TABLE_ELEMENTS: Final = 1_000_000
-"""Of one table; 8 bytes each. The largest Go module seen has some 10 000."""
 
 POLL_SLEEP: Final = 1
 POLL_WAKE_CLIENT: Final = 2
@@ -39,6 +36,9 @@ POLL_STOPPED: Final = 8
 POLL_PROTOCOL: Final = 16
 POLL_INBOX: Final = 32
 POLL_OUTBOX: Final = 64
+
+MAX_QUESTION_BYTES: Final = 12 + 49 * 1024
+"""For shared data that is kept elsewhere, and of its answer: what hostcore has room for."""
 
 _VALUE_BYTES: Final = 16
 """``wasmtime_val_raw``: a 128-bit union."""
@@ -53,6 +53,10 @@ _memory_data_size: Final = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ct
     ("wasmtime_memory_data_size", dll)
 )
 """Called before each sleep."""
+
+
+def _nobody(_question: bytes) -> bytes:
+    return b""
 
 
 class VmStatus(NamedTuple):
@@ -125,6 +129,8 @@ class Vm:
         ring_bytes: size of each of its rings.
         should_stop: see `sandboxd.vm.callbacks.Interrupt`.
         shared: the tenant's shared region.
+        ask: answers questions for shared data that is kept elsewhere; empty: no answer.
+        table_elements: limit of each table.
 
     Raises:
         WorkerError: the channel's or the region's file is not what it must be.
@@ -138,6 +144,9 @@ class Vm:
         ring_bytes: int,
         should_stop: Callable[[], bool],
         shared: SharedRegion | None = None,
+        *,
+        ask: Callable[[bytes], bytes] = _nobody,
+        table_elements: int = DEFAULT_TABLE_ELEMENTS,
     ) -> None:
         self._shared = shared
         self._shared_window: window.Window | None = None
@@ -147,8 +156,10 @@ class Vm:
         self._window: window.Window | None = None
         self._store = Store(plugin.engine)
         self._interrupt = Interrupt(self._store, should_stop)
+        self._ask = ask
+        self._shared_calls = SharedCalls(self._store, self._shared_call)
         try:
-            self._limit_store(plugin)
+            self._limit_store(plugin, table_elements)
             self._context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
             self._memory = self._new_memory()
             self._base = _address(capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory)))
@@ -261,14 +272,26 @@ class Vm:
             self._shared_window.unmap()
         self._store.close()
         self._interrupt.close()
+        self._shared_calls.close()
 
-    def _limit_store(self, plugin: LoadedPlugin) -> None:
+    def _shared_call(self, at: int) -> int:
+        length = int.from_bytes(ctypes.string_at(self._base + self._checked_range(at, 4), 4), "little")
+        question = ctypes.string_at(
+            self._base + self._checked_range(at + 4, min(length, MAX_QUESTION_BYTES)), min(length, MAX_QUESTION_BYTES)
+        )
+        answer = self._ask(question)
+        if len(answer) > MAX_QUESTION_BYTES:
+            return 0
+        ctypes.memmove(self._base + self._checked_range(at + 4, MAX_QUESTION_BYTES), answer, len(answer))
+        return len(answer)
+
+    def _limit_store(self, plugin: LoadedPlugin, table_elements: int) -> None:
         # memory_size holds for each memory, and hostcore's is larger than most guests'. The guest's own bound
         # is the maximum that its binary declares (see wasm_rewrite).
         guest_bytes = plugin.manifest.memory_pages[1] * WASM_PAGE_BYTES
         self._store.set_limits(
             memory_size=max(guest_bytes, MEMORY_PAGES * WASM_PAGE_BYTES),
-            table_elements=MAX_TABLE_ELEMENTS,
+            table_elements=table_elements,
             instances=len(BLOB_NAMES),
             memories=2,
         )
@@ -309,6 +332,8 @@ class Vm:
             return _extern(memory=self._memory)
         if module == "host" and item == "clock_ns":
             return _extern(func=clock_function(self._store))
+        if module == "host" and item == "shared_call":
+            return _extern(func=self._shared_calls.function)
         if module == "guest":
             # Only the adapter sees the guest itself; everybody else sees the adapter.
             return self._export("guest" if importer == "adapter" else "adapter", item)

@@ -47,6 +47,8 @@ class RequestKind(enum.IntEnum):
     GRPC_CLOSE = 6
     QUEUE_NOTIFY = 7
     METRICS = 8
+    FILE_CHANGE = 9
+    """In a preopened folder; see `sandboxd.vm.folder_blob`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class Request:
 
     ``argument``: time-out in milliseconds of a call, 1 for the end of the stream with a send. ``parts``: HTTP call:
     upstream, headers, body, trailers; gRPC call: upstream, service, method, metadata, message; gRPC stream: upstream,
-    service, method, metadata; send: message. ``call_id`` of a notice is the number of the VM to be told.
+    service, method, metadata; send: message. ``call_id`` of a notice is the number of the VM to be told; that
+    of a change in a folder is the folder's, and the parts are path, bytes or another path, and a u64 offset or size.
     """
 
     kind: RequestKind

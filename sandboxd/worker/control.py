@@ -7,9 +7,9 @@ The peer is the supervisor, which we trust; a frame that makes no sense is a bug
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
-import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,11 +25,12 @@ FDS_PER_FRAME: Final = {
     "close_vm": 0,
     "restart_vm": 0,
     "callout_answer": 0,
+    "shared_answer": 0,
     "read_metrics": 0,
     "ping": 0,
 }
-OPTIONAL_FDS: Final = {"open_vm": 1}
-"""Descriptors that may follow: the tenant's shared region."""
+OPTIONAL_FDS: Final = {"open_vm": 1, "restart_vm": 1}
+"""Descriptors that may follow: the tenant's shared region; the configuration that the VM starts with from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,6 @@ class ControlSocket:
         self._socket = socket.socket(fileno=fd)
         # The supervisor's loop may have made the pair non-blocking.
         self._socket.setblocking(True)
-        self._lock = threading.Lock()
 
     def receive(self) -> Frame | None:
         """
@@ -81,11 +81,10 @@ class ControlSocket:
         `receive`.
         """
         data = FromWorker(**frame).SerializeToString()
-        with self._lock:
-            try:
-                self._socket.sendall(data)
-            except ConnectionError:
-                return
+        # No lock: a packet goes as a whole. VMs that the supervisor makes wait must not keep the main thread from
+        # answering it.
+        with contextlib.suppress(ConnectionError):
+            self._socket.send(data)
 
 
 def _decoded(data: bytes, fds: tuple[int, ...]) -> Frame:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from typing import Final, Protocol
 
 from sandboxd.limits import MS_NS
+from sandboxd.protos import control_pb2 as control
 from sandboxd.vm.instance import Delivered, Vm, VmStatus
 from sandboxd.vm.messages import Delivery, DeliveryKind, Request, RequestKind, decode_request
+from sandboxd.worker.file_journal import FileJournal
 
 QUEUE_LOOK_MS: Final = 100
 """
@@ -51,6 +54,9 @@ class Exchange(Protocol):
     def metrics(self, errands: Errands, data: bytes) -> None:
         """Report the VM's metrics."""
 
+    def changes(self, vm_id: int, changes: list[control.FileChange]) -> None:
+        """Report what the guest has changed in its folders."""
+
     def forget(self, errands: Errands) -> None:
         """The VM is over: cancel its callouts, and deliver nothing more for them."""
 
@@ -78,6 +84,8 @@ class Errands:
         self._metrics_wanted = False
         self._next_look_ns = 0
         self._not_before_ns = 0
+        # Not `self`: a circle would keep the channel's mapping until the garbage collector comes by.
+        self._files = FileJournal(partial(exchange.changes, number))
 
     # --- any thread ---
 
@@ -106,6 +114,7 @@ class Errands:
 
     def reset(self, generation: int) -> None:
         """A VM begins or has ended: what was for the one before is dropped."""
+        self._files.flush()
         self.generation = generation
         self._exchange.forget(self)  # nothing more is put for the VM before
         while self._inbox:
@@ -122,6 +131,8 @@ class Errands:
             waits.append(QUEUE_LOOK_MS)
         if self._inbox or self._queues_ready or self._metrics_wanted:
             waits.append((self._not_before_ns - time.monotonic_ns()) / MS_NS)
+        if (wait_ms := self._files.wait_ms()) is not None:
+            waits.append(wait_ms)
         return max(0.0, min(waits)) if waits else None
 
     def deliver(self, vm: Vm) -> None:
@@ -132,6 +143,7 @@ class Errands:
             GuestFailure: the VM is over.
         """
         self._bell.clear()
+        self._files.flush_if_due()
         if time.monotonic_ns() < self._not_before_ns:
             return
         for _ in range(min(len(self._inbox), MOST_AT_ONCE)):
@@ -183,8 +195,11 @@ class Errands:
                 self._exchange.notify(request.call_id)
             elif request.kind is RequestKind.METRICS:
                 self._exchange.metrics(self, request.parts[0])
+            elif request.kind is RequestKind.FILE_CHANGE:
+                self._files.add(request)
             else:
                 self._exchange.call(self, request)
+        self._files.flush_if_due()
 
 
 _UNAVAILABLE: Final = 14

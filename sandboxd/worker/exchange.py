@@ -30,6 +30,8 @@ MAX_INBOX_BYTES: Final = 16 * MIB
 _METRIC_OVERHEAD_BYTES: Final = 8
 _RESOURCE_EXHAUSTED: Final = 8
 """gRPC status."""
+_UNAVAILABLE: Final = 14
+"""gRPC status."""
 _FAILED: Final = 1
 """Any status but 0: an HTTP call without a response."""
 
@@ -92,6 +94,10 @@ class WorkerExchange:
             frame.metrics.append(item)
         self._socket.send(vm_metrics=frame)
 
+    def changes(self, vm_id: int, changes: list[control.FileChange]) -> None:
+        """Report what a guest has changed in its folders."""
+        self._socket.send(file_changes=control.FileChanges(vm_id=vm_id, changes=changes))
+
     def forget(self, errands: Errands) -> None:
         """The VM is over; the supervisor knows what that means for its callouts."""
         with self._lock:
@@ -137,7 +143,10 @@ class WorkerExchange:
         self._deliver(frame.call_id, call, reply)
 
     def _deliver(self, number: int, call: _Call, reply: control.CalloutReply) -> None:
-        delivery, last = _delivery(call.call_id, call.kind, reply)
+        if reply.HasField("lost"):
+            delivery, last = _lost(call.call_id, call.kind, reply.lost.reason.encode())
+        else:
+            delivery, last = _delivery(call.call_id, call.kind, reply)
         if not last and call.errands.waiting_bytes + len(delivery.body) > MAX_INBOX_BYTES:
             self._send(call.errands, number, control.CalloutRequest(cancel=control.CancelCallout()))
             delivery = Delivery(
@@ -220,3 +229,9 @@ def _delivery(call_id: int, kind: RequestKind, reply: control.CalloutReply) -> t
         case _:
             message = reply.closed.message.encode()
             return Delivery(DeliveryKind.GRPC_CLOSE, call_id, reply.closed.status, body=message), True
+
+
+def _lost(call_id: int, kind: RequestKind, reason: bytes) -> tuple[Delivery, bool]:
+    if kind is RequestKind.HTTP_CALL:
+        return Delivery(DeliveryKind.HTTP_RESPONSE, call_id, status=_FAILED, body=reason), True
+    return Delivery(DeliveryKind.GRPC_CLOSE, call_id, _UNAVAILABLE, body=reason), True

@@ -15,6 +15,7 @@ _VM_STATE: Final = 448 // 4
 _VM_GENERATION: Final = 452 // 4
 _CALL_STAMP: Final = 456 // 4
 _INBOX: Final = 460 // 4
+_VM_FAILURE: Final = 464 // 4
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -42,6 +43,10 @@ class ChannelHeader:
     @state.setter
     def state(self, state: VmState) -> None:
         self._words[_VM_STATE] = state
+
+    def set_failure(self, cause: int) -> None:
+        """Say why the VM is about to be `FAILED` or `GONE`: a number of `FailureCause`."""
+        self._words[_VM_FAILURE] = cause
 
     @property
     def generation(self) -> int:

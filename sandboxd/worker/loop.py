@@ -4,6 +4,7 @@ The worker's main thread: frames from the supervisor, in order.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxd.errors import SandboxdError, WorkerError
+from sandboxd.limits import DEFAULT_TABLE_ELEMENTS
 from sandboxd.protos import control_pb2 as control
 from sandboxd.vm.config_blob import MAX_BLOB_BYTES
 from sandboxd.vm.engine import new_engine
@@ -21,6 +23,7 @@ from sandboxd.vm.window import checked_shared_size
 from sandboxd.worker.control import ControlSocket, Frame
 from sandboxd.worker.errands import Errands
 from sandboxd.worker.exchange import WorkerExchange
+from sandboxd.worker.remote_shared import RemoteShared
 from sandboxd.worker.vm_thread import VmSpec, VmThread
 from sandboxd.worker.watchdog import Watchdog
 
@@ -32,6 +35,7 @@ class Plugin:
     loaded: LoadedPlugin
     cpu_per_call_ns: int
     start_cpu_ns: int
+    table_elements: int
 
 
 class Loop:
@@ -51,12 +55,14 @@ class Loop:
         self._plugins: dict[int, Plugin] = {}
         self._vms: dict[int, VmThread] = {}
         self._exchange = WorkerExchange(socket, self._errands_of)
+        self._remote = RemoteShared(socket)
         self._handlers: dict[str, Callable[[Any, tuple[int, ...]], None]] = {
             "load_plugin": self._load_plugin,
             "open_vm": self._open_vm,
             "close_vm": self._close_vm,
             "restart_vm": self._restart_vm,
             "callout_answer": self._callout_answer,
+            "shared_answer": self._shared_answer,
             "read_metrics": self._read_metrics,
             "ping": self._ping,
         }
@@ -87,7 +93,9 @@ class Loop:
         started, problem = time.monotonic_ns(), ""
         try:
             loaded = load_plugin_fd(self._engine, fds[0])
-            self._plugins[request.plugin_id] = Plugin(loaded, request.cpu_per_call_ns, request.start_cpu_ns)
+            self._plugins[request.plugin_id] = Plugin(
+                loaded, request.cpu_per_call_ns, request.start_cpu_ns, request.table_elements or DEFAULT_TABLE_ELEMENTS
+            )
         except SandboxdError as error:
             problem = clean(str(error), 4000) or "unknown"
         finally:
@@ -106,8 +114,7 @@ class Loop:
             self._lock()
             self._lock = None
         channel_fd, vm_event_fd, client_event_fd, configuration_fd, *shared_fds = fds
-        configuration = os.pread(configuration_fd, sealed_size(configuration_fd, MAX_BLOB_BYTES), 0)
-        os.close(configuration_fd)
+        configuration = _configuration(configuration_fd)
         sealed_size(channel_fd, 1 << 30)
         vm = VmThread(
             VmSpec(
@@ -122,8 +129,10 @@ class Loop:
                 spin=request.spin,
                 cpu_per_call_ns=plugin.cpu_per_call_ns,
                 start_cpu_ns=plugin.start_cpu_ns,
+                table_elements=plugin.table_elements,
                 restarts=request.restarts,
                 shared=_shared(shared_fds, request.vm_id),
+                ask=functools.partial(self._remote.ask, request.vm_id),
             ),
             self._socket,
             self._watchdog,
@@ -144,14 +153,18 @@ class Loop:
         vm = self._vms.get(vm_id)
         return None if vm is None else vm.errands
 
-    def _restart_vm(self, request: control.RestartVm, _fds: tuple[int, ...]) -> None:
+    def _restart_vm(self, request: control.RestartVm, fds: tuple[int, ...]) -> None:
+        configuration = _configuration(fds[0]) if fds else None
         vm = self._vms.get(request.vm_id)
         if vm is None:
             raise WorkerError(f"cannot restart VM {request.vm_id}: there is none")
-        vm.restart()
+        vm.restart(configuration)
 
     def _callout_answer(self, request: control.CalloutAnswer, _fds: tuple[int, ...]) -> None:
         self._exchange.answer(request)
+
+    def _shared_answer(self, request: control.SharedAnswer, _fds: tuple[int, ...]) -> None:
+        self._remote.answer(request)
 
     def _read_metrics(self, request: control.ReadMetrics, _fds: tuple[int, ...]) -> None:
         for vm in self._vms.values():
@@ -160,6 +173,14 @@ class Loop:
 
     def _ping(self, request: control.Ping, _fds: tuple[int, ...]) -> None:
         self._socket.send(pong=control.Pong(number=request.number, vms=[vm.usage() for vm in self._vms.values()]))
+
+
+def _configuration(fd: int) -> bytes:
+    """Read a configuration blob, and close its file."""
+    try:
+        return os.pread(fd, sealed_size(fd, MAX_BLOB_BYTES), 0)
+    finally:
+        os.close(fd)
 
 
 def _shared(fds: list[int], vm_id: int) -> SharedRegion | None:

@@ -9,6 +9,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,7 @@ from sandboxd.worker.control import ControlSocket
 from sandboxd.worker.errands import Errands, Exchange
 from sandboxd.worker.header import ChannelHeader, VmState
 from sandboxd.worker.restarts import Leave
+from sandboxd.worker.threads import start_thread
 from sandboxd.worker.watchdog import Watch, Watchdog
 
 MEMORY_FULL: Final = 15 / 16
@@ -58,8 +60,11 @@ class VmSpec:
     spin: int
     cpu_per_call_ns: int
     start_cpu_ns: int
+    table_elements: int
     restarts: int
     shared: SharedRegion | None = None
+    ask: Callable[[bytes], bytes] = lambda _question: b""
+    """See `sandboxd.vm.instance.Vm`."""
 
 
 class VmThread:
@@ -79,6 +84,7 @@ class VmThread:
         self._watchdog = watchdog
         self._header = ChannelHeader(spec.channel_fd)
         self._leave = Leave(spec.restarts)
+        self._configuration = spec.configuration
         self._generation = 0
         self._bell = _Bell(self._header, spec.vm_event_fd)
         self.errands = Errands(spec.vm_id, self._bell, exchange)
@@ -96,7 +102,7 @@ class VmThread:
     def start(self) -> None:
         """Start the thread."""
         self._watchdog.add(self._watch)
-        self._thread.start()
+        start_thread(self._thread)
 
     def close(self) -> None:
         """Ask the VM to end; `VmClosed` is sent when it has. A call that runs is broken off."""
@@ -104,8 +110,14 @@ class VmThread:
         self._watch.stop()
         _raise_event(self._spec.vm_event_fd)
 
-    def restart(self) -> None:
-        """Give leave for one more start; one that has not failed yet uses it after its next failure."""
+    def restart(self, configuration: bytes | None = None) -> None:
+        """
+        Give leave for one more start; one that has not failed yet uses it after its next failure.
+
+        ``configuration``: what it starts with from then on; None: the same as before.
+        """
+        if configuration is not None:
+            self._configuration = configuration
         self._leave.give()
         _raise_event(self._spec.vm_event_fd)
 
@@ -160,11 +172,17 @@ class VmThread:
         shared = self._spec.shared
         try:
             self._vm = Vm(
-                self._spec.plugin, self._spec.channel_fd, self._spec.ring_bytes, self._watch.should_stop, shared
+                self._spec.plugin,
+                self._spec.channel_fd,
+                self._spec.ring_bytes,
+                self._watch.should_stop,
+                shared,
+                ask=self._spec.ask,
+                table_elements=self._spec.table_elements,
             )
             self._vm.configure(
                 config_blob.refresh(
-                    self._spec.configuration,
+                    self._configuration,
                     entropy=os.urandom(config_blob.ENTROPY_BYTES),
                     start_time_ns=time.time_ns(),
                     generation=generation,
@@ -198,12 +216,12 @@ class VmThread:
             result = vm.poll(spin)
             if result & POLL_WAKE_CLIENT:
                 _raise_event(self._spec.client_event_fd)
+            if result & POLL_OUTBOX:
+                self.errands.send(vm)
             if result & POLL_STOPPED:
                 return
             if result & POLL_PROTOCOL:
                 raise GuestFailure(FailureCause.PROTOCOL, "the submission ring is broken")
-            if result & POLL_OUTBOX:
-                self.errands.send(vm)
             if result & POLL_INBOX:
                 self.errands.deliver(vm)
             if result & (POLL_SLEEP | POLL_NO_SPACE):
@@ -233,6 +251,7 @@ class VmThread:
             return
         final = failure.cause is FailureCause.PROTOCOL
         at_once = self._leave.failed(while_starting=starting)
+        self._header.set_failure(failure.cause)  # before the state, which is what the client looks at
         self._header.state = VmState.GONE if final else VmState.FAILED
         _raise_event(self._spec.client_event_fd)
         self._socket.send(

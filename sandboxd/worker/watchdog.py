@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sandboxd.limits import MS_NS, US_NS
+from sandboxd.worker.threads import start_thread
 
 MIN_PERIOD_NS: Final = 200 * US_NS
 MAX_PERIOD_NS: Final = MS_NS
@@ -149,7 +150,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        start_thread(self._thread)
 
     def add(self, watch: Watch) -> None:
         """Watch a VM from now on."""

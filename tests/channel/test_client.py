@@ -426,3 +426,68 @@ def test_blobs() -> None:
     with pytest.raises(OSError, match="Operation not permitted"):
         os.pwrite(fd, b"x", 0)
     os.close(fd)
+
+
+# --- TCP connections ---
+
+
+def connected(both: Both) -> int:
+    """Open a connection and meet its verdict."""
+    stream_id = both.open()
+    event = both.ask(stream_id, layout.NEW_CONNECTION)
+    both.vm.emit([event.verdict()])
+    both.client.drain()
+    return stream_id
+
+
+def test_data_of_a_connection(both: Both) -> None:
+    """As submitted, and outside events."""
+    stream_id = connected(both)
+    event = both.ask(stream_id, layout.DOWNSTREAM_DATA, b"bytes")
+    as_submitted = event.effect(layout.DOWNSTREAM_DATA, flags=layout.FLAG_AS_SUBMITTED)
+    both.vm.emit([as_submitted, event.effect(layout.UPSTREAM_DATA, b"held"), event.verdict()])
+    both.vm.emit([(layout.UPSTREAM_DATA, 0, stream_id, 0, 0, b"loose")])
+    verdict, loose = both.client.drain()
+
+    assert isinstance(verdict, Verdict)
+    assert [(effect.kind, effect.payload) for effect in verdict.effects] == [(17, b"bytes"), (18, b"held")]
+    assert verdict.notices == []
+    assert isinstance(loose, Effect)
+    assert loose.payload == b"loose"
+
+
+@pytest.mark.parametrize(
+    "kind", [HEADERS, BODY, layout.LOCAL_RESPONSE, layout.CLEAR_ROUTE_CACHE, layout.RESPONSE_TRAILERS]
+)
+def test_effects_of_exchanges_on_a_connection(both: Both, kind: int) -> None:
+    stream_id = connected(both)
+    event = both.ask(stream_id, layout.DOWNSTREAM_DATA, b"x")
+    both.vm.emit([event.effect(kind)])
+    with pytest.raises(ChannelBroken, match="of the other kind"):
+        both.client.drain()
+
+
+def test_data_on_an_exchange(both: Both) -> None:
+    event = both.ask(both.open())
+    both.vm.emit([event.effect(layout.DOWNSTREAM_DATA, b"x")])
+    with pytest.raises(ChannelBroken, match="of the other kind"):
+        both.client.drain()
+
+
+def test_data_as_submitted_of_the_other_direction(both: Both) -> None:
+    event = both.ask(connected(both), layout.DOWNSTREAM_DATA, b"x")
+    both.vm.emit([event.effect(layout.UPSTREAM_DATA, flags=layout.FLAG_AS_SUBMITTED)])
+    with pytest.raises(ChannelBroken, match="AS_SUBMITTED"):
+        both.client.drain()
+
+
+def test_a_connection_is_forgotten_with_its_end(both: Both) -> None:
+    """Nothing is kept of streams that are over."""
+    stream_id = connected(both)
+    both.client.close_stream(stream_id, False, 7)
+    both.client.flush()
+    (close,) = both.vm.take()
+    both.vm.emit([close.verdict()])
+    both.client.drain()
+
+    assert not both.client._intake._connections

@@ -17,6 +17,7 @@
 void fuzz_pairs(void);
 void fuzz_heap(void);
 void fuzz_channel(void);
+void fuzz_channel_afresh(void);
 void channel_statistics(void);
 
 static void run(const char *name, u64 count, u64 seed)
@@ -39,13 +40,22 @@ static void run(const char *name, u64 count, u64 seed)
 }
 
 #ifdef LIBFUZZER
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    (void)argc;
+    (void)argv;
+    return atexit(channel_statistics);
+}
+
 int LLVMFuzzerTestOneInput(const u8 *data, size_t len);
 int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 {
     if (!guest_memory)
         native_init();
+    native_reset();
     random_from_bytes(data, len);
-    switch (pick(3)) {
+    switch (pick(8)) { /* mostly the channel */
     case 0:
         fuzz_pairs();
         break;
@@ -53,7 +63,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
         fuzz_heap();
         break;
     default:
-        fuzz_channel();
+        fuzz_channel_afresh();
     }
     return 0;
 }

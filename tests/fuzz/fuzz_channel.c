@@ -645,6 +645,18 @@ static void check_all_answered(void)
             finding("an event without a verdict");
 }
 
+void fuzz_channel(void);
+void fuzz_channel_afresh(void);
+
+/* An input means the same each time: it begins with a VM of its own. */
+void fuzz_channel_afresh(void)
+{
+    model.running = false;
+    do
+        fuzz_channel();
+    while (random_bytes_left());
+}
+
 void fuzz_channel(void)
 {
     if (!model.running)

@@ -36,48 +36,6 @@ _Noreturn void native_trap(void)
     longjmp(native_jump, 1);
 }
 
-/* ---- random numbers ---------------------------------------------------------------------------------------------- */
-
-static u64 state;
-static const u8 *input;
-static size_t input_left;
-
-void random_from_seed(u64 seed)
-{
-    state = seed * 0x9E3779B97F4A7C15ull + 1;
-    input = NULL;
-}
-
-void random_from_bytes(const u8 *data, size_t len)
-{
-    input = data;
-    input_left = len;
-}
-
-static u32 next_number(void)
-{
-    if (input) {
-        u32 value = 0;
-        for (int i = 0; i < 4 && input_left; i++, input_left--)
-            value = value << 8 | *input++;
-        return value;
-    }
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (u32)(state >> 16);
-}
-
-u32 pick(u32 below)
-{
-    return below ? next_number() % below : 0;
-}
-
-bool chance(u32 percent)
-{
-    return pick(100) < percent;
-}
-
 /* ---- heap: every block is one of the C library's, all are known -------------------------------------------------- */
 
 static struct block {
@@ -289,6 +247,13 @@ u32 guest_alloc(u32 size)
     if (size == 0)
         finding("the guest's allocator was asked for 0 bytes");
     return native_allocator(size);
+}
+
+i64 host_shared_call(i32 at);
+i64 host_shared_call(i32 at)
+{
+    (void)at;
+    return 0;
 }
 
 i64 host_clock_ns(i32 clock_id);

@@ -6,6 +6,7 @@
 
 #include "hostcore.h"
 #include "hostcalls.h"
+#include "numbers.h"
 
 #define GUEST_BYTES (2u * 65536u)
 #define RING_BYTES 65536u
@@ -22,12 +23,6 @@ extern u64 heap_used;
 /* The guest's side of a callback: number, context, two arguments. Returns the callback's result. */
 extern u32 (*native_callback)(enum callback callback, u32 context_id, u32 a, u32 b);
 extern u32 (*native_allocator)(u32 size);
-
-/* Random numbers: from a generator, or from the bytes of a fuzzer's input. */
-void random_from_seed(u64 seed);
-void random_from_bytes(const u8 *data, size_t len);
-u32 pick(u32 below);
-bool chance(u32 percent);
 
 u8 *native_pages(size_t len);
 void native_init(void);

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final
@@ -42,6 +42,7 @@ RESPONSE_HEADERS, RESPONSE_BODY, RESPONSE_TRAILERS = 5, 6, 7
 ATTRIBUTES, CLOSE, SHUTDOWN = 8, 9, 10
 VERDICT, LOCAL_RESPONSE, PROPERTY_SET, CLEAR_ROUTE_CACHE, CLOSE_STREAM = 1, 8, 9, 10, 11
 LOG, DENIED, VM_STARTED, LOGS_DROPPED, NOTE = 12, 13, 14, 15, 16
+PROPERTY_MISSING = 8
 OK, UNKNOWN_STREAM, OUT_OF_ORDER, LIMIT, STREAM_OVER = range(5)
 
 LIMITS: Final = VmLimits(
@@ -84,6 +85,8 @@ class Outcome:
     effects: list[Record]
     logs: list[Record] = field(default_factory=list)
     notes: list[int] = field(default_factory=list)
+    missed: list[bytes] = field(default_factory=list)
+    """Paths of the notes of missing properties."""
 
     @property
     def kinds(self) -> list[int]:
@@ -153,6 +156,7 @@ class Driver:
         denied: capability names that are not granted.
         limits: fields of `VmLimits` that differ from `LIMITS`.
         shared: the tenant's shared region.
+        ask: answers for shared data that is kept elsewhere.
         config: fields of `VmConfig` that differ.
     """
 
@@ -168,6 +172,7 @@ class Driver:
         ring_bytes: int = RING_BYTES,
         entropy: bytes = b"entropy of the tests, 32 bytes..",
         shared: SharedRegion | None = None,
+        ask: Callable[[bytes], bytes] = lambda _question: b"",
         **config: Any,
     ) -> None:
         code = bytes(wat2wasm(module)) if isinstance(module, str) else module
@@ -180,7 +185,7 @@ class Driver:
         self.stop = False
         self.partial = b""
         """Fragments of a completion that is not whole yet."""
-        self.vm = Vm(plugin, self.fds.memfd, ring_bytes, lambda: self.stop, shared)
+        self.vm = Vm(plugin, self.fds.memfd, ring_bytes, lambda: self.stop, shared, ask=ask)
         manifest = plugin.manifest
         settings: dict[str, Any] = {
             "plugin_name": "a plugin",
@@ -364,5 +369,6 @@ def outcome(records: list[Record], seq: int) -> Outcome:
         effects=[record for record in own if (record.kind < LOG or record.kind > NOTE) and record.kind != VERDICT]
         + [record for record in own if record.kind in (DENIED, LOGS_DROPPED)],
         logs=[record for record in own if record.kind == LOG],
-        notes=[record.arg for record in own if record.kind == NOTE],
+        notes=[record.arg for record in own if record.kind == NOTE and record.arg != PROPERTY_MISSING],
+        missed=[record.payload for record in own if record.kind == NOTE and record.arg == PROPERTY_MISSING],
     )

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from sandboxd.vm import abi
+
 OUT: Final = object()
 """Two out-parameters: address and size of returned bytes."""
 OUT_WORD: Final = object()
@@ -29,49 +31,13 @@ _HEAP_AT: Final = 0x80000
 _PAGES: Final = 64
 
 _CALLBACKS: Final = {
-    "proxy_on_context_create": ("i32 i32", ""),
-    "proxy_on_vm_start": ("i32 i32", "i32"),
-    "proxy_on_configure": ("i32 i32", "i32"),
-    "proxy_on_request_headers": ("i32 i32 i32", "i32"),
-    "proxy_on_request_body": ("i32 i32 i32", "i32"),
-    "proxy_on_request_trailers": ("i32 i32", "i32"),
-    "proxy_on_response_headers": ("i32 i32 i32", "i32"),
-    "proxy_on_response_body": ("i32 i32 i32", "i32"),
-    "proxy_on_response_trailers": ("i32 i32", "i32"),
-    "proxy_on_done": ("i32", "i32"),
-    "proxy_on_log": ("i32", ""),
-    "proxy_on_delete": ("i32", ""),
-    "proxy_on_tick": ("i32", ""),
-    "proxy_on_new_connection": ("i32", "i32"),
-    "proxy_on_downstream_data": ("i32 i32 i32", "i32"),
-    "proxy_on_upstream_data": ("i32 i32 i32", "i32"),
-    "proxy_on_downstream_connection_close": ("i32 i32", ""),
-    "proxy_on_upstream_connection_close": ("i32 i32", ""),
-    "proxy_on_queue_ready": ("i32 i32", ""),
-    "proxy_on_http_call_response": ("i32 i32 i32 i32 i32", ""),
-    "proxy_on_grpc_receive_initial_metadata": ("i32 i32 i32", ""),
-    "proxy_on_grpc_receive": ("i32 i32 i32", ""),
-    "proxy_on_grpc_receive_trailing_metadata": ("i32 i32 i32", ""),
-    "proxy_on_grpc_close": ("i32 i32 i32", ""),
-    "_initialize": ("", ""),
-    "proxy_on_memory_allocate": ("i32", "i32"),
+    name: (" ".join(kind.params), " ".join(kind.results))
+    for name, kind in {**abi.CALLBACKS, "_initialize": abi.FuncType(), **abi.ALLOCATORS}.items()
 }
-_I64_ARGUMENTS: Final = {
-    "proxy_increment_metric": {1},
-    "proxy_record_metric": {1},
-    "clock_time_get": {1},
-    "fd_readdir": {3},
-    "path_open": {5, 6},
-}
+_MODULES: Final = {"wasi_snapshot_preview1": abi.WASI_FUNCTIONS, "env": abi.IMPORT_MODULES["env"]}
+_TYPES: Final = {name: (module, kind) for module, kinds in _MODULES.items() for name, kind in kinds.items()}
 _DEFAULT_TRUE: Final = frozenset({"proxy_on_vm_start", "proxy_on_configure", "proxy_on_done"})
-_WASI: Final = frozenset(
-    {
-        "args_sizes_get", "clock_time_get", "environ_get", "environ_sizes_get", "fd_close", "fd_fdstat_get",
-        "fd_prestat_get", "fd_readdir", "fd_write", "path_open", "poll_oneoff", "proc_exit", "random_get",
-        "sched_yield",
-    }
-)  # fmt: skip
-_NO_RESULT: Final = frozenset({"proc_exit"})
+_NO_RESULT: Final = frozenset(name for name, (_, kind) in _TYPES.items() if not kind.results)
 
 Call = tuple[Any, ...]
 
@@ -98,7 +64,7 @@ def _arguments(call: Call, texts: _Texts) -> tuple[list[str], str]:
         if isinstance(argument, bool) or argument is None:
             raise TypeError(f"{argument!r} is no argument of a host call")
         if isinstance(argument, int):
-            kind = "i64" if len(operands) in _I64_ARGUMENTS.get(call[0], ()) else "i32"
+            kind = _TYPES[call[0]][1].params[len(operands)]
             operands.append(f"({kind}.const {argument})")
         elif isinstance(argument, str | bytes):
             text = argument.encode() if isinstance(argument, str) else argument
@@ -133,20 +99,18 @@ def _step(call: Call, texts: _Texts) -> str:
     return f"{clear} (call $report_{report} {invoke})"
 
 
-def _names(steps: Iterable[Call]) -> Iterable[tuple[str, Call]]:
+def _names(steps: Iterable[Call]) -> Iterable[str]:
     for call in steps:
         if call[0] == "loop":
-            yield from ((inner[0], inner) for inner in call[2:])
+            yield from (inner[0] for inner in call[2:])
         elif call[0] != "trap":
-            yield call[0], call
+            yield call[0]
 
 
-def _import(name: str, call: Call, texts: _Texts) -> str:
-    operands, _ = _arguments(call, texts)
-    kinds = " ".join("i64" if operand.startswith("(i64") else "i32" for operand in operands)
-    module = "wasi_snapshot_preview1" if name in _WASI else "env"
-    result = "" if name in _NO_RESULT else "(result i32)"
-    return f'(import "{module}" "{name}" (func ${name} (param {kinds}) {result}))'
+def _import(name: str) -> str:
+    module, kind = _TYPES[name]
+    result = "(result i32)" if kind.results else ""
+    return f'(import "{module}" "{name}" (func ${name} (param {" ".join(kind.params)}) {result}))'
 
 
 def guest(
@@ -170,12 +134,11 @@ def guest(
             functions[name] = (value[0], list(value[1]))
         else:
             functions[name] = (None, list(value))
-    log = ("proxy_log", 0, b"")
-    imports = {"proxy_log": _import("proxy_log", log, texts)}
+    imports = {"proxy_log": _import("proxy_log")}
     bodies = [_function(name, result, steps, texts, marker) for name, (result, steps) in functions.items()]
     for _, steps in functions.values():
-        for name, call in _names(steps):
-            imports.setdefault(name, _import(name, call, texts))
+        for name in _names(steps):
+            imports.setdefault(name, _import(name))
     if "proxy_on_memory_allocate" not in functions:
         bodies.append(_ALLOCATOR)
     data = "".join(f"\\{byte:02x}" for byte in texts.data)

@@ -46,6 +46,7 @@ def test_imports_are_those_of_the_contract(module: Module) -> None:
     assert found == guest | {
         ("env", "memory"),
         ("host", "clock_ns"),
+        ("host", "shared_call"),
         ("membrane", "read"),
         ("membrane", "write"),
         ("membrane", "store"),

@@ -276,9 +276,25 @@ def test_upstreams() -> None:
     steps += [(GRPC_STREAM, name, "s", "m", b"", OUT_WORD) for name in names]
     with driver({"request_headers": steps}) as vm:
         assert statuses(vm) == [2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 0, 4, 4]
-        assert vm.requests()[0].parts[0] == b"rpc"
+        assert [request.parts[0] for request in vm.requests()] == [*names[:7], *names[:4], b"rpc", *names[5:]]
     with driver({"request_headers": [CALL, UNARY]}, upstreams=()) as vm:
         assert statuses(vm) == [2, 4]
+
+
+def test_an_upstream_that_nobody_knows_is_told_outside_and_never_answered() -> None:
+    """So that it is counted and logged; the guest has its refusal, and is called no more."""
+    with driver({"request_headers": [(HTTP_CALL, b"nope", HEADERS, b"", b"", 0, OUT_WORD)]}) as vm:
+        assert statuses(vm) == [2]
+        (request,) = vm.requests()
+        assert (request.kind, request.parts) == (RequestKind.HTTP_CALL, (b"nope", b"", b"", b"", b""))
+
+
+def test_the_target_of_a_google_grpc_service_names_an_upstream() -> None:
+    service = b"\x12\x05\x0a\x03rpc"  # google_grpc (2), target_uri (1)
+    other = b"\x1a\x05\x0a\x03rpc"  # field 3
+    steps = [(GRPC_STREAM, name, "s", "m", b"", OUT_WORD) for name in (service, other)]
+    with driver({"request_headers": steps}) as vm:
+        assert statuses(vm) == [0, 4]
 
 
 def test_malformed_requests_and_limits() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from dataclasses import replace
 
 import pytest
 
 from sandboxd.errors import InternalError
+from sandboxd.supervisor.spinning import SPIN_ALONE
 from sandboxd.vm.config_blob import encode
 from sandboxd.vm.traps import GuestFailure
 from tests.hostcore.driver import (
@@ -65,6 +67,38 @@ def test_sleeping_and_waking() -> None:
         vm.submit(REQUEST_HEADERS, 2, b"", END)
         assert vm.vm.poll(1000) == WAKE  # at once: the client waits for what was just answered
         assert vm.vm.poll(1000) == SLEEP
+
+
+def test_looking_in_vain_costs_less_and_less_but_is_tried_again() -> None:
+    """Halved each time, whole again every 16th time, and after an event that came while it looked."""
+    looks = 8_000_000
+    with Driver(QUIET) as vm:
+        taken = [look_s(vm, looks) for _ in range(20)]
+        longest = max(taken)
+        assert taken[4] < longest / 4
+        assert max(taken[14:18]) > longest / 2
+
+
+def test_looking_alone_ends_with_the_second_stream() -> None:
+    """Which may need the CPU."""
+    looks = 8_000_000
+    with Driver(QUIET) as vm:
+        vm.submit(OPEN, 1)
+        vm.vm.poll(0)
+        alone = look_s(vm, looks | SPIN_ALONE)
+        vm.submit(OPEN, 2)
+        vm.vm.poll(0)
+        assert look_s(vm, looks | SPIN_ALONE) < alone / 10
+        vm.submit(CLOSE, 2)
+        vm.vm.poll(0)
+        assert look_s(vm, looks | SPIN_ALONE) > alone / 10
+
+
+def look_s(vm: Driver, spin: int) -> float:
+    """Return how long it takes to look that often for an event that does not come."""
+    begin = time.monotonic()
+    assert vm.vm.poll(spin) == SLEEP
+    return time.monotonic() - begin
 
 
 def test_a_full_completion_ring_waits_for_the_client() -> None:

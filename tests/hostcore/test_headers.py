@@ -119,6 +119,14 @@ def test_the_empty_map_has_three_forms(empty: bytes) -> None:
     assert outcome.one(REQUEST_HEADERS).flags & MODIFIED
 
 
+def test_an_empty_entry_in_an_empty_map() -> None:
+    """Nothing is a text too: there is room for it."""
+    with Driver(guest({"request_headers": [(SET, 0, b""), (ADD, 0, "", ""), (PAIRS, 0, OUT)]})) as vm:
+        _, outcome = vm.request()
+
+    assert outcome.reports[1:] == [b"\0", b"\0" + encode_pairs([(b"", b"")])]
+
+
 @pytest.mark.parametrize(
     "bad",
     [

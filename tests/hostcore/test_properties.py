@@ -130,6 +130,32 @@ def test_malformed_attributes_are_out_of_order() -> None:
         assert vm.headers(stream).code == 0
 
 
+def test_what_nobody_knows_is_told_once() -> None:
+    """Neither what is known, nor what is hidden, nor a header is told; nor anything twice."""
+    known = ["plugin_name", "source.address", "request.path", "request", "own", ""]
+    headers = ["request.headers.none", "request.headers", "response.trailers"]
+    names = [*known, *headers, "secret.thing", "upstream.port", "upstream.port", "xds.name\0"]
+    calls = [(SET, "own", "1"), *(get(name) for name in names)]
+    with Driver(guest({"request_headers": calls}), denied_properties=(("secret",),)) as vm:
+        stream = vm.open({b"source\0address": b"10.0.0.1:2"})
+        first = vm.headers(stream)
+        _, second = vm.request()
+
+    assert first.missed == [b"upstream\0port", b"xds\0name"]
+    assert second.missed == [b"source\0address"]
+
+
+def test_what_is_told_is_bounded() -> None:
+    """By number and by length: a guest that looks up nonsense costs the client nothing."""
+    calls = [get(f"made.up.{n}") for n in range(200)]
+    with Driver(guest({"request_headers": [get("x" * 257), get("y" * 256), *calls]})) as vm:
+        _, outcome = vm.request()
+        _, again = vm.request()
+
+    assert outcome.missed == [b"y" * 256, *(f"made\0up\0{n}".encode() for n in range(63))]
+    assert again.missed == []
+
+
 def test_values_that_the_guest_sets() -> None:
     """Kept with the stream, sent once per event as they are at its end; built-in names win."""
     calls = [(SET, "own", "1"), (SET, "own\0", "2"), (SET, "request\0method", "mine"), (SET, "empty", "")]

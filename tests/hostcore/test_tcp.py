@@ -147,6 +147,7 @@ def test_connections_and_exchanges_do_not_mix() -> None:
         ("proxy_continue_stream", 0),
         (GET, 0, 0, 9, OUT),
         (SET, 0, 0, 0, "x"),
+        ("proxy_call_foreign_function", "clear_route_cache", b"", OUT),
     ]
     http = [("proxy_continue_stream", 2), ("proxy_continue_stream", 3), (GET, 2, 0, 9, OUT), (SET, 3, 0, 0, "x")]
     with Driver(guest({"downstream_data": calls, "request_headers": http})) as vm:
@@ -160,7 +161,7 @@ def test_connections_and_exchanges_do_not_mix() -> None:
         exchange, outcome = vm.request(end=False)
         mixed = [vm.event(kind, exchange, LOCAL).code for kind in (NEW, DOWN, UP, DOWN_CLOSE, UP_CLOSE)]
 
-    assert [report[0] for report in data.reports] == [2, 0, 0, 0, 2]
+    assert [report[0] for report in data.reports] == [2, 0, 0, 0, 2, 0]
     assert effects(data) == [(DOWN, AS_SUBMITTED | END, b"")]
     assert [report[0] for report in outcome.reports] == [0, 12, 0, 2]
     assert outcome.kinds == [REQUEST_HEADERS]

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.sync_vm import VmLost
-from sandboxd.limits import MIB
+from sandboxd.errors import GuestError
+from sandboxd.limits import DEFAULT_TABLE_ELEMENTS, MIB
+from sandboxd.policy.failure import cause_of_vm_failure
+from sandboxd.policy.model import ModuleRef, PluginLimits, PluginPolicy
 from sandboxd.protos import control_pb2 as control
-from sandboxd.vm.instance import MAX_TABLE_ELEMENTS
+from sandboxd.supervisor.budgets import hint
 from tests.support.modules import bundle, guest
 from tests.support.worker_process import LIMITS, OneVm
 
@@ -68,6 +72,12 @@ def metrics(count: int) -> bytes:
     )
 
 
+def define_metrics(count: int) -> str:
+    """Return code that defines so many metrics and ignores what comes of it."""
+    define = "(drop (call $metric (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)))"
+    return loop(count, "(i32.store8 (i32.const 100) (i32.add (local.get $n) (i32.const 64)))" + define)
+
+
 # module below the limit, module above it, how the VM is run, cause, what the message says
 CASES = {
     "cpu of a call": (
@@ -78,7 +88,14 @@ CASES = {
         "CPU limit exceeded",
     ),
     "memory": (grow(15), grow(16), {"memory_bytes": MIB}, "TRAP", "of 1048576 bytes"),
-    "table": (table(MAX_TABLE_ELEMENTS), table(MAX_TABLE_ELEMENTS + 1), {"cpu_ms": 2000}, "TRAP", "unreachable"),
+    "table": (
+        table(DEFAULT_TABLE_ELEMENTS),
+        table(DEFAULT_TABLE_ELEMENTS + 1),
+        {"cpu_ms": 2000},
+        "TRAP",
+        "unreachable",
+    ),
+    "table of a policy": (table(2000), table(2001), {"table_elements": 2000}, "TRAP", "unreachable"),
     "stack": (
         guest(*recursion(1000)),
         guest(*recursion(1_000_000)),
@@ -94,6 +111,13 @@ CASES = {
         "more host calls in one event than the limit",
     ),
     "metrics": (metrics(5), metrics(6), {"limits": replace(LIMITS, metrics=5)}, "TRAP", "unreachable"),
+    "full memory": (
+        guest(HEADERS.format("(drop (memory.grow (i32.const 15)))")),
+        guest(HEADERS.format("(drop (memory.grow (i32.const 15))) unreachable")),
+        {"memory_bytes": MIB},
+        "MEMORY_LIMIT",
+        "(guest memory 1048576 of 1048576 bytes)",
+    ),
 }
 
 
@@ -148,6 +172,21 @@ def test_the_start(body: str, fails: bool) -> None:
     assert failed.cause == control.FAILURE_CAUSE_CPU_LIMIT
 
 
+@pytest.mark.parametrize(("elements", "fails"), [(2000, False), (2001, True)])
+def test_a_table_that_begins_too_large(elements: int, fails: bool) -> None:
+    """Nothing of it starts; the message is the one that `sandboxd.supervisor.budgets` knows."""
+    with OneVm(bundle(guest(f"(table {elements} funcref)", HEADERS.format(""))), table_elements=2000) as one:
+        if not fails:
+            one.worker.receive("vm_started")
+            return
+        failed = one.worker.receive("vm_failed")
+
+    assert failed.while_starting
+    cause = control.FailureCause.Name(failed.cause).removeprefix("FAILURE_CAUSE_").lower()
+    policy = PluginPolicy("p", ModuleRef(Path("m"), "0" * 64), limits=PluginLimits(table_elements=2000))
+    assert hint(cause, failed.message, policy, while_starting=True) == "the limit is 2000: limits.table_elements"
+
+
 @pytest.mark.parametrize(("lines", "dropped"), [(5, 0), (8, 3)])
 def test_log_lines(lines: int, dropped: int) -> None:
     """What is past the limit is dropped and counted; the guest goes on."""
@@ -188,3 +227,50 @@ def test_held_body(size: int, over: bool) -> None:
     notes = [layout.NOTE_NAMES[notice.arg] for notice in verdict.notices if notice.kind == layout.NOTE]
     assert notes == ["body_limit"] * over
     assert any(effect.kind == layout.LOCAL_RESPONSE for effect in verdict.effects) == over
+
+
+@pytest.mark.parametrize(("count", "over"), [(5, False), (6, True)])
+def test_metrics_over_the_limit_are_told(count: int, over: bool) -> None:
+    """A guest that does not care for the status: its operator learns of it all the same, once per event."""
+    module = guest(HEADERS.format(define_metrics(count)), imports=METRIC)
+    with OneVm(bundle(module), limits=replace(LIMITS, metrics=5)) as one:
+        one.vm.wait_ready(5)
+        stream = one.vm.client.open_stream(b"", time.time_ns())
+        verdict = one.vm.call(stream, layout.REQUEST_HEADERS, REQUEST, end_of_stream=True)
+    notes = [layout.NOTE_NAMES[notice.arg] for notice in verdict.notices if notice.kind == layout.NOTE]
+    assert notes == ["metrics_limit"] * over
+
+
+@pytest.mark.parametrize("name", ["cpu of a call", "host calls", "stack", "full memory"])
+def test_the_channel_names_the_limit(name: str) -> None:
+    """What a client reads in the header page is what the worker reports to the supervisor."""
+    _, above, options, cause, _ = CASES[name]
+    options = dict(options)
+    made = bundle(above, memory_bytes=options.pop("memory_bytes", 16 * MIB))
+    with OneVm(made, restarts=0, **options) as one:
+        one.worker.receive("vm_started")
+        one.vm.wait_ready(5)
+        assert one.vm.client.vm_failure == 0
+        stream = one.vm.client.open_stream(b"", time.time_ns())
+        with pytest.raises(VmLost):
+            one.vm.call(stream, layout.REQUEST_HEADERS, REQUEST, end_of_stream=True)
+        said = one.vm.client.vm_failure
+    assert said == control.FailureCause.Value(f"FAILURE_CAUSE_{cause}")
+    assert cause_of_vm_failure(said).value == cause.lower()
+
+
+@pytest.mark.parametrize(
+    ("parts", "refusal"),
+    [
+        ("(table 1 funcref)" * 16, None),
+        ("(table 1 funcref)" * 17, "tables"),
+        ("(memory 1)", "memories"),
+    ],
+)
+def test_tables_and_memories_of_a_module(parts: str, refusal: str | None) -> None:
+    module = guest(HEADERS.format(""), parts)
+    if refusal is None:
+        assert run(module, {}) is None
+        return
+    with pytest.raises(GuestError, match=refusal):
+        bundle(module)

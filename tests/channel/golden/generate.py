@@ -84,6 +84,11 @@ def vectors() -> list[dict[str, Any]]:
         ("stream_close", [record(9, 1, 11, TIME_NS)]),
         ("stream_close_reset", [record(9, 1, 12, TIME_NS, b"", RESET)]),
         ("shutdown", [record(10, 0, 13, TIME_NS)]),
+        ("new_connection", [record(16, 3, 16, TIME_NS)]),
+        ("downstream_data", [record(17, 3, 17, TIME_NS, body)]),
+        ("upstream_data", [record(18, 3, 18, TIME_NS, body, END_OF_STREAM)]),
+        ("downstream_close", [record(19, 3, 19, TIME_NS, struct.pack("<I", 2))]),
+        ("upstream_close", [record(20, 3, 20, TIME_NS, struct.pack("<I", 0))]),
         ("largest_ids", [record(9, 2**64 - 1, 2**32 - 1, 2**64 - 1)]),
         (
             "fragments",
@@ -130,8 +135,15 @@ def vectors() -> list[dict[str, Any]]:
         ("log_truncated", [record(12, 1, 3, 5, b"\xff" * 9, TRUNCATED), record(1, 1, 3, 0)]),
         ("denied", [record(13, 1, 3, 17), record(1, 1, 3, 0)]),
         ("vm_started", [record(14, 0, 0, 2)]),
+        ("downstream_data", [record(17, 3, 17, 0, body), record(1, 3, 17, 0)]),
+        (
+            "upstream_data_as_submitted",
+            [record(18, 3, 18, 0, b"", AS_SUBMITTED | END_OF_STREAM), record(1, 3, 18, 0)],
+        ),
+        ("close_connection", [record(11, 3, 17, 2), record(1, 3, 17, 0)]),
         ("logs_dropped", [record(15, 1, 3, 1000), record(1, 1, 3, 0)]),
         ("note", [record(16, 1, 3, 5), record(1, 1, 3, 0)]),
+        ("note_property_missing", [record(16, 1, 3, 8, b"upstream\0port"), record(1, 1, 3, 0)]),
         (
             "effect_on_another_stream",
             [record(2, 2, 3, 0), record(3, 2, 3, 0, b"held back"), record(2, 1, 3, 0), record(1, 1, 3, 0)],
