@@ -124,6 +124,10 @@ class JailError(SandboxdError):
         return (type(self), (self.step, self.errno, self.hint))
 
 
+class FolderError(SandboxdError):
+    """A folder that a policy gives to a plugin cannot be read, or holds more than the policy allows."""
+
+
 class WorkerError(SandboxdError):
     """A worker process died, hung, or said something that no honest worker says."""
 

@@ -69,10 +69,41 @@ MAX_WRITTEN_PROPERTIES: Final = 64
 MAX_FOREIGN_ARGUMENTS_BYTES: Final = 1 * MIB
 """Arguments of ``proxy_call_foreign_function``."""
 
+# --- preopened folders ----------------------------------------------------------------------------
+
+MAX_FOLDERS: Final = 16
+MAX_FOLDER_NAME_BYTES: Final = 128
+
+DEFAULT_FOLDER_BYTES: Final = 1 * MIB
+MAX_FOLDERS_BYTES: Final = 16 * MIB
+"""All files of a plugin's folders: each of its VMs holds them in memory, and gets them with its configuration."""
+
+DEFAULT_FOLDER_FILES: Final = 100
+MAX_FOLDER_FILES: Final = 10_000
+"""Files and folders below a preopened one."""
+
+DEFAULT_OPEN_FILES: Final = 32
+MAX_OPEN_FILES: Final = 240
+"""In one VM, beside the preopened folders; hostcore's table has 256 places."""
+
 # --- what a tenant's VMs share --------------------------------------------------------------------
 
 DEFAULT_SHARED_BYTES: Final = 1 * MIB
-"""Shared data and queues of one tenant: some 1500 keys, and their values."""
+MIN_SHARED_BYTES: Final = 64 * KIB
+MAX_SHARED_BYTES: Final = 32 * MIB
+"""Shared data and queues of one tenant. 1 MiB: some 1500 keys, and their values. The window in hostcore's memory is
+32 MiB."""
+
+MAX_SHARED_VALUE_BYTES: Final = 64 * KIB - 16
+"""One value, or one item of a queue: hostcore's largest block without its head."""
+
+DEFAULT_QUEUE_ITEMS: Final = 1024
+MAX_QUEUE_ITEMS: Final = 1_000_000
+"""Items that wait in one queue; the region's size is what really bounds them."""
+
+DEFAULT_SHARED_TIMEOUT_MS: Final = 50
+MAX_SHARED_TIMEOUT_MS: Final = 1000
+"""One question to a store elsewhere; the event waits for it. The worker gives up after two seconds."""
 
 # --- logging --------------------------------------------------------------------------------------
 
@@ -107,6 +138,8 @@ MAX_METRIC_NAME_BYTES: Final = 512
 
 # --- modules --------------------------------------------------------------------------------------
 
+DEFAULT_MODULE_BYTES: Final = 64 * MIB
+MIN_MODULE_BYTES: Final = 1 * KIB
 MAX_MODULE_BYTES: Final = 64 * MIB
 """A ``.wasm`` file. Go's modules, the largest common ones, are about 3 MiB."""
 
@@ -135,7 +168,10 @@ MAX_SPIN_US: Final = 10_000
 DEFAULT_SPIN_US: Final = 50
 """An event of a small filter takes 5 to 20 us, a sleep and its wake-up about as much on either side."""
 MIN_CPUS_TO_SPIN: Final = 4
-"""On fewer, spinning takes the core that the VM, the front or the proxy would answer on (measured)."""
+"""
+On fewer, spinning takes the core that the VM, the front or the proxy would answer on (measured), unless there is one
+stream only: fronts do not spin at all then, VMs and clients of the attach socket while they have one stream.
+"""
 
 # --- time and counts ------------------------------------------------------------------------------
 
@@ -149,10 +185,17 @@ MIN_TIME_PER_EVENT_NS: Final = 1 * MS_NS
 MAX_TIME_PER_EVENT_NS: Final = 60 * S_NS
 """Wall clock that the front waits for the verdict on one event. Envoy's own ext_proc default is 200 ms."""
 
+MAX_TIME_PER_PAUSE_NS: Final = 600 * S_NS
+"""Wall clock that a plugin may hold a stream of which nothing more comes: for callouts, one after the other."""
+
 DEFAULT_START_TIME_NS: Final = 10 * S_NS
 MIN_START_TIME_NS: Final = 10 * MS_NS
 MAX_START_TIME_NS: Final = 120 * S_NS
 """Wall clock and CPU of a plugin's start (``_initialize`` to ``proxy_on_configure``)."""
+
+DEFAULT_TICK_PERIOD_NS: Final = 1 * MS_NS
+MAX_TICK_PERIOD_NS: Final = 60 * 60 * S_NS
+"""Shortest time between two ticks that a policy may ask for. A VM never ticks more often than each millisecond."""
 
 DEFAULT_OPEN_STREAMS: Final = 10_000
 MAX_OPEN_STREAMS: Final = 1_000_000
@@ -161,6 +204,12 @@ MAX_OPEN_STREAMS: Final = 1_000_000
 DEFAULT_HOST_CALLS_PER_EVENT: Final = 100_000
 MAX_HOST_CALLS_PER_EVENT: Final = 100_000_000
 """Host calls of one event; at 13 ns each the default is a little over a millisecond."""
+
+DEFAULT_TABLE_ELEMENTS: Final = 1_000_000
+MIN_TABLE_ELEMENTS: Final = 1024
+MAX_TABLE_ELEMENTS: Final = 10_000_000
+"""Elements of one table, 8 bytes each. The largest Go module seen has some 10 000. Not less than `MAX_MODULE_IMPORTS`,
+which are a table too."""
 
 # --- tenants --------------------------------------------------------------------------------------
 
@@ -190,6 +239,40 @@ MAX_RESTART_MAX_CRASHES: Final = 1000
 DEFAULT_RESTART_WINDOW_MS: Final = 60_000
 MAX_RESTART_WINDOW_MS: Final = 24 * 60 * 60 * 1000
 """A crashed VM comes back after the back-off; more than this many crashes in the window and it stays down."""
+
+# --- callouts -------------------------------------------------------------------------------------
+
+MAX_UPSTREAMS: Final = 256
+"""Upstreams of one plugin."""
+
+DEFAULT_CALLOUTS: Final = 64
+MAX_CALLOUTS: Final = 4096
+"""Callouts of one plugin, or to one upstream of it, in flight; more are denied at once, never queued."""
+DEFAULT_UPSTREAM_CALLOUTS: Final = 16
+
+DEFAULT_CALLOUT_TIMEOUT_MS: Final = 1000
+MAX_CALLOUT_TIMEOUT_MS: Final = 60_000
+"""From a call's admission to the end of its response."""
+
+DEFAULT_CALLOUT_REQUEST_BYTES: Final = 256 * KIB
+MAX_CALLOUT_REQUEST_BYTES: Final = 1 * MIB
+"""Headers, body and trailers of one request; hostcore keeps the same limit."""
+
+DEFAULT_CALLOUT_RESPONSE_BYTES: Final = 1 * MIB
+MAX_CALLOUT_RESPONSE_BYTES: Final = 8 * MIB
+"""Body of one response, or one gRPC message: half of what a worker lets wait for a VM."""
+
+MAX_CALLOUT_RATE: Final = 100_000
+"""Calls a second to one upstream: a typing mistake guard."""
+
+MAX_CALLOUT_RETRIES: Final = 5
+"""Within the call's one timeout."""
+
+MAX_CALLOUT_TENANT_BYTES: Final = 64 * MIB
+"""What the egress broker holds for all callouts of one tenant at a time: requests, and responses that wait."""
+
+MAX_PEM_BYTES: Final = 256 * KIB
+"""A certificate, key or authority."""
 
 # --- operator's files -----------------------------------------------------------------------------
 

@@ -17,14 +17,14 @@ from sandboxd.config import (
     LogFormat,
     LogLevel,
     Machine,
+    MetricsConfig,
     TcpListen,
     TlsFiles,
     UnixListen,
     WorkerConfig,
     default_config,
-    load_config,
-    parse_config,
 )
+from sandboxd.config_file import load_config, parse_config
 from sandboxd.errors import ConfigError
 
 ROOT = Machine(euid=0, cpus=8, environ={"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"})
@@ -223,3 +223,30 @@ def test_nobody_attaches_unless_it_is_asked_for() -> None:
     found = parse({"attach": {"socket": "{runtime_directory}/a", "uids": [0, 101], "channels": 9}}).attach
     assert found is not None
     assert (found.socket.name, found.uids, found.channels) == ("a", {0, 101}, 9)
+
+
+def test_metrics_listen_on_a_socket_or_on_loopback() -> None:
+    assert parse("").metrics is None
+    assert parse({"metrics": {}}).metrics == MetricsConfig(socket=Path("/run/sandboxd/metrics.sock"))
+    named = parse({"metrics": {"listen": "run/m.sock", "socket_mode": "600"}}).metrics
+    assert named == MetricsConfig(socket=Path("/etc/sandboxd/run/m.sock"), socket_mode=0o600)
+    assert parse({"metrics": {"listen": "127.0.0.1:9464"}}).metrics == MetricsConfig(host="127.0.0.1", port=9464)
+    assert parse({"metrics": {"listen": "[::1]:9464"}}).metrics == MetricsConfig(host="::1", port=9464)
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"listen": "0.0.0.0:9464"}, "loopback"),
+        ({"listen": "127.0.0.1"}, "not an address"),
+        ({"listen": "127.0.0.1:0"}, "not an address"),
+        ({"listen": "/" + "x" * 200}, "longer than"),
+        ({"listen": "127.0.0.1:9464", "socket_mode": "600"}, "Unix socket"),
+        ({"socket_mode": "9"}, "not a file mode"),
+        ({"port": 1}, "is not a known key"),
+    ],
+)
+def test_bad_metrics_sections_are_refused(section: Any, problem: str) -> None:
+    found = error({"metrics": section})
+    assert problem in str(found)
+    assert "metrics" in str(found)

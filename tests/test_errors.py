@@ -33,7 +33,7 @@ def test_texts(given: SandboxdError, text: str) -> None:
 def test_everything_is_a_sandboxd_error() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     assert all(issubclass(kind, SandboxdError) for kind in kinds)
     for name in ("ModuleRejected", "GuestTrap", "BudgetExceeded", "AbiViolation"):
         assert issubclass(getattr(errors, name), GuestError)

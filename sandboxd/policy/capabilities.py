@@ -71,7 +71,7 @@ CALLOUT_FUNCTIONS = frozenset(
         "proxy_grpc_close",
     }
 )
-UNAVAILABLE_FUNCTIONS = CALLOUT_FUNCTIONS
+UNAVAILABLE_FUNCTIONS: frozenset[str] = frozenset()
 """Host functions that this version links but answers with the ABI's status for "not available"."""
 
 HOST_FUNCTIONS = (
@@ -163,6 +163,11 @@ WASI_BASICS = frozenset(
 )
 """What modules built with the SDKs (Rust, Go, C++, AssemblyScript) import. None of it reaches the host."""
 
+FILE_FUNCTIONS = WASI_BASICS | frozenset(
+    name for name in WASI_FUNCTIONS if name.startswith(("fd_", "path_")) and name not in {"path_link", "path_symlink"}
+)
+"""What a plugin with preopened folders is granted with them."""
+
 LIFE_CALLBACKS = frozenset(
     {
         "proxy_on_context_create",
@@ -181,6 +186,15 @@ HTTP_CALLBACKS = HEADER_CALLBACKS | {
     "proxy_on_response_body",
     "proxy_on_response_trailers",
 }
+TCP_CALLBACKS = frozenset(
+    {
+        "proxy_on_new_connection",
+        "proxy_on_downstream_data",
+        "proxy_on_upstream_data",
+        "proxy_on_downstream_connection_close",
+        "proxy_on_upstream_connection_close",
+    }
+)
 TENANT_CALLBACKS = frozenset({"proxy_on_tick", "proxy_on_queue_ready"})
 CALLOUT_CALLBACKS = frozenset(
     {
@@ -191,21 +205,18 @@ CALLOUT_CALLBACKS = frozenset(
         "proxy_on_grpc_close",
     }
 )
-UNAVAILABLE_CALLBACKS = CALLOUT_CALLBACKS | frozenset(
+UNAVAILABLE_CALLBACKS = frozenset(
     [
         "proxy_on_request_metadata",
         "proxy_on_response_metadata",
-        "proxy_on_new_connection",
-        "proxy_on_downstream_data",
-        "proxy_on_upstream_data",
-        "proxy_on_downstream_connection_close",
-        "proxy_on_upstream_connection_close",
         "proxy_on_foreign_function",
     ]
 )
 """Callbacks that this version never calls."""
 
-CALLBACKS = LIFE_CALLBACKS | HTTP_CALLBACKS | TENANT_CALLBACKS | CALLOUT_CALLBACKS | UNAVAILABLE_CALLBACKS
+CALLBACKS = (
+    LIFE_CALLBACKS | HTTP_CALLBACKS | TCP_CALLBACKS | TENANT_CALLBACKS | CALLOUT_CALLBACKS | UNAVAILABLE_CALLBACKS
+)
 """Every callback that a capability can withhold."""
 
 UNAVAILABLE = UNAVAILABLE_FUNCTIONS | UNAVAILABLE_CALLBACKS
@@ -220,14 +231,20 @@ PRESETS: dict[str, ResolvedCapabilities] = {
     "none": frozenset(),
     "minimal": _MINIMAL,
     "standard": (
-        (HOST_FUNCTIONS - CALLOUT_FUNCTIONS) | WASI_BASICS | LIFE_CALLBACKS | HTTP_CALLBACKS | TENANT_CALLBACKS
+        (HOST_FUNCTIONS - CALLOUT_FUNCTIONS)
+        | WASI_BASICS
+        | LIFE_CALLBACKS
+        | HTTP_CALLBACKS
+        | TCP_CALLBACKS
+        | TENANT_CALLBACKS
+        | CALLOUT_CALLBACKS
     ),
     "full": ALL,
 }
 """
 ``none``: deny-all. ``minimal``: start, look at headers and properties, log. ``standard``: the whole HTTP
-side, timers, shared data and queues; no callouts, which have to be granted by name. ``full``: every name, also those
-that this version does not serve.
+side and the whole TCP side, timers, shared data and queues; no callouts, which have to be granted by name (their
+callbacks are granted). ``full``: every name, also those that this version does not serve.
 """
 
 DEFAULT_PRESET = "minimal"
@@ -300,6 +317,8 @@ class DataNeeds:
     response_body: bool
     response_trailers: bool
     properties: bool
+    downstream_data: bool = False
+    upstream_data: bool = False
 
 
 def needs(capabilities: ResolvedCapabilities, module_callbacks: Iterable[str]) -> DataNeeds:
@@ -329,4 +348,6 @@ def needs(capabilities: ResolvedCapabilities, module_callbacks: Iterable[str]) -
         response_body=buffers and "proxy_on_response_body" in callbacks,
         response_trailers=map_needed("proxy_on_response_trailers"),
         properties="proxy_get_property" in capabilities and bool(callbacks),
+        downstream_data=buffers and "proxy_on_downstream_data" in callbacks,
+        upstream_data=buffers and "proxy_on_upstream_data" in callbacks,
     )

@@ -76,6 +76,7 @@ def compile_policy(
                 asked.log_bytes_per_event,
                 asked.time_per_event_ns,
                 asked.open_streams,
+                plugin.time_per_pause_ns,
             ),
         ),
         (FAILURE, _numbers(FAILURES[plugin.failure.policy], plugin.failure.status)),
@@ -111,6 +112,13 @@ def _needs(needs: DataNeeds) -> int:
         "proxy_on_response_trailers" in needs.callbacks,
         "proxy_on_request_body" in needs.callbacks,
         "proxy_on_response_body" in needs.callbacks,
+        needs.downstream_data,
+        needs.upstream_data,
+        "proxy_on_new_connection" in needs.callbacks,
+        "proxy_on_downstream_data" in needs.callbacks,
+        "proxy_on_upstream_data" in needs.callbacks,
+        "proxy_on_downstream_connection_close" in needs.callbacks,
+        "proxy_on_upstream_connection_close" in needs.callbacks,
     )
     return sum(1 << index for index, bit in enumerate(bits) if bit)
 

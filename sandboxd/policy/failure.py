@@ -33,6 +33,10 @@ class Cause(enum.Enum):
     """The guest trapped in this stream."""
     CPU_LIMIT = "cpu_limit"
     """The guest was trapped because its call took too much CPU."""
+    MEMORY_LIMIT = "memory_limit"
+    """The guest gave up with its memory full, or the streams of its VM held back too much."""
+    HOST_CALL_LIMIT = "host_call_limit"
+    """The guest was trapped because an event made too many host calls."""
     TIMEOUT = "timeout"
     """No verdict in time."""
     WORKER_GONE = "worker_gone"
@@ -74,6 +78,8 @@ CONTINUE = FailureAction(ActionKind.CONTINUE)
 _DETAILS = {
     Cause.TRAP: "sandboxd_vm_trap",
     Cause.CPU_LIMIT: "sandboxd_cpu_limit",
+    Cause.MEMORY_LIMIT: "sandboxd_memory_limit",
+    Cause.HOST_CALL_LIMIT: "sandboxd_host_call_limit",
     Cause.TIMEOUT: "sandboxd_timeout",
     Cause.WORKER_GONE: "sandboxd_worker_gone",
     Cause.VM_DOWN: "sandboxd_vm_down",
@@ -85,6 +91,18 @@ _STATUS = {Cause.TIMEOUT: 504, Cause.UNKNOWN_PLUGIN: 500, Cause.PROTOCOL: 500}
 """Statuses that the policy does not choose; the others are the policy's ``status``."""
 _BODY_LIMIT_STATUS = {Phase.REQUEST_BODY: 413, Phase.RESPONSE_BODY: 500}
 """As Envoy answers when its own buffer is full."""
+
+
+_OF_VM = {2: Cause.CPU_LIMIT, 3: Cause.MEMORY_LIMIT, 9: Cause.HOST_CALL_LIMIT}
+"""
+By the number of ``vm_failure`` in docs/channel.md. All are answered as a trap is, so that a worker that lies about
+its cause changes a word and a counter, and nothing else.
+"""
+
+
+def cause_of_vm_failure(vm_failure: int) -> Cause:
+    """Return the cause that a worker names for its VM's end; hostile input: what is no known limit is a trap."""
+    return _OF_VM.get(vm_failure, Cause.TRAP)
 
 
 def decide(policy: FailurePolicy, phase: Phase, cause: Cause, *, response_started: bool) -> FailureAction:

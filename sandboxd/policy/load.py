@@ -11,11 +11,12 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sandboxd import limits
 from sandboxd.errors import ModuleRejected, PolicyError
 from sandboxd.jail.layers import GROUPS, Layer
-from sandboxd.policy.model import Isolation, ModuleRef, PluginPolicy, TenantPolicy
+from sandboxd.policy.model import Isolation, ModuleRef, PluginPolicy, SharedBackend, SharedPolicy, TenantPolicy
 from sandboxd.policy.read_plugin import Modules, read_name, read_plugin
 from sandboxd.yaml_nodes import Source, Value, compose
 
@@ -25,7 +26,7 @@ Layers, and groups of them, that ``isolation.require`` may name. Whether the mac
 business.
 """
 
-_TENANT_KEYS = ("tenant", "isolation", "plugins")
+_TENANT_KEYS = ("tenant", "isolation", "shared", "plugins")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def _read_text(path: Path) -> str:
         raise PolicyError("is not UTF-8 text", path=str(path), line=line) from None
 
 
-def verify_module(ref: ModuleRef) -> bytes:
+def verify_module(ref: ModuleRef, max_bytes: int = limits.MAX_MODULE_BYTES) -> bytes:
     """
     Read a module once and return its bytes, which are those that were checked.
 
@@ -119,11 +120,11 @@ def verify_module(ref: ModuleRef) -> bytes:
     """
     try:
         with ref.path.open("rb") as file:
-            data = file.read(limits.MAX_MODULE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise ModuleRejected(f"module {ref.path} cannot be read: {error.strerror}") from None
-    if len(data) > limits.MAX_MODULE_BYTES:
-        raise ModuleRejected(f"module {ref.path} is larger than {limits.MAX_MODULE_BYTES} bytes")
+    if len(data) > max_bytes:
+        raise ModuleRejected(f"module {ref.path} is larger than {max_bytes} bytes: limits.module_size")
     digest = hashlib.sha256(data).hexdigest()
     if digest != ref.sha256:
         raise ModuleRejected(f"module {ref.path} has sha256 {digest}, but the policy says {ref.sha256}")
@@ -157,6 +158,7 @@ def parse_policy(text: str, path: str, *, module_root: Path | None) -> TenantPol
         tenant=tenant,
         plugins=tuple(plugin for plugin, _ in plugins),
         isolation=isolation,
+        shared=_shared(root.get("shared"), isolation, modules.root),
         source_path=path,
         digest=hashlib.sha256(text.encode("utf-8")).hexdigest(),
     )
@@ -176,6 +178,45 @@ def _isolation(value: Value | None) -> Isolation:
         cpu=cpu.number(0.01, limits.MAX_TENANT_CPU) if cpu else None,
         pids=pids.integer(limits.MIN_PIDS, limits.MAX_PIDS) if pids else default.pids,
         require=tuple(dict.fromkeys(layer.choice(ISOLATION_LAYERS) for layer in layers)),
+    )
+
+
+def _backend(value: Value, root: Path) -> SharedBackend:
+    section = value.section(("url", "timeout", "password_file"))
+    url, timeout, password = section.need("url"), section.get("timeout"), section.get("password_file")
+    text = url.string()
+    parts = urlsplit(text)
+    if parts.scheme not in ("redis", "rediss", "unix") or parts.username or parts.password or parts.query:
+        raise url.fail("is not the address of a store", ("redis://HOST:PORT/DB, rediss://..., unix:///PATH",))
+    file = root / password.string() if password else None
+    if password and file is not None and not file.is_file():
+        raise password.fail(f"{file}: is not a file that can be read")
+    return SharedBackend(
+        url=text,
+        timeout_ms=timeout.duration_ms(1, limits.MAX_SHARED_TIMEOUT_MS)
+        if timeout
+        else limits.DEFAULT_SHARED_TIMEOUT_MS,
+        password_file=file,
+    )
+
+
+def _shared(value: Value | None, isolation: Isolation, root: Path) -> SharedPolicy:
+    default = SharedPolicy()
+    if value is None:
+        return default
+    section = value.section(("memory", "value", "queue_items", "backend"))
+    backend = section.get("backend")
+    memory, one, items = (section.get(key) for key in ("memory", "value", "queue_items"))
+    size = memory.size(limits.MIN_SHARED_BYTES, limits.MAX_SHARED_BYTES) if memory else default.memory_bytes
+    if memory and size % 4096:
+        raise memory.fail("must be a multiple of a page", ("multiples of 4KiB",))
+    if memory and size > isolation.memory_bytes:
+        raise memory.fail(f"is more than isolation.memory ({isolation.memory_bytes} bytes)")
+    return SharedPolicy(
+        memory_bytes=size,
+        value_bytes=one.size(0, limits.MAX_SHARED_VALUE_BYTES) if one else default.value_bytes,
+        backend=_backend(backend, root) if backend else None,
+        queue_items=items.integer(0, limits.MAX_QUEUE_ITEMS) if items else default.queue_items,
     )
 
 

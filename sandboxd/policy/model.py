@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sandboxd import limits
+from sandboxd.policy.callouts import CalloutPolicy
+from sandboxd.policy.folders import WasiPolicy
 
 ResolvedCapabilities: TypeAlias = frozenset[str]
 """Names granted: host functions, WASI functions, callbacks. See `sandboxd.policy.capabilities`."""
@@ -71,6 +73,16 @@ class OnFailure(enum.StrEnum):
     """As closed; the next stream on a failed VM waits for a fresh one (Envoy's FAIL_RELOAD)."""
 
 
+class PluginKind(enum.StrEnum):
+    """What a plugin is for."""
+
+    FILTER = "filter"
+    """It serves streams: a VM for each channel."""
+    SERVICE = "service"
+    """It serves none: one VM for the tenant, which starts, ticks, takes queue items and calls out (Envoy's bootstrap
+    Wasm service with ``singleton``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleRef:
     """A module file, pinned by its digest."""
@@ -113,6 +125,14 @@ class PluginLimits:
     log_lines_per_second: int = limits.DEFAULT_LOG_LINES_PER_SECOND
     """In one front; kept by it."""
     log_bytes_per_second: int = limits.DEFAULT_LOG_BYTES_PER_SECOND
+    time_per_pause_ns: int = 0
+    """Wall clock that a stream may be held without anything of it to come; 0: see `PluginPolicy.time_per_pause_ns`."""
+    tick_period_ns: int = limits.DEFAULT_TICK_PERIOD_NS
+    """Shortest time from one tick to the next, in whole milliseconds; a guest that asks for less gets this."""
+    table_elements: int = limits.DEFAULT_TABLE_ELEMENTS
+    """Elements of each of a VM's tables; growth past it fails, and a table that begins larger is no start."""
+    module_bytes: int = limits.DEFAULT_MODULE_BYTES
+    """Size of the module's file; a larger one is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +250,16 @@ class PluginPolicy:
     allow_on_headers_stop_iteration: bool = False
     """Pause from a headers callback lets body callbacks run (Envoy's option of the same name)."""
     header_leniency: HeaderLeniency = HeaderLeniency.LENIENT
+    callouts: CalloutPolicy = field(default_factory=CalloutPolicy)
+    wasi: WasiPolicy = field(default_factory=WasiPolicy)
+
+    @property
+    def time_per_pause_ns(self) -> int:
+        """How long a stream may be held: unless the policy says, an event's time and that of the slowest callout."""
+        slowest_ms = max((upstream.timeout_ms for upstream in self.callouts.upstreams), default=0)
+        return self.limits.time_per_pause_ns or self.limits.time_per_event_ns + slowest_ms * limits.MS_NS
+
+    kind: PluginKind = PluginKind.FILTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +275,38 @@ class Isolation:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedBackend:
+    """Valkey or Redis, for shared data of several machines."""
+
+    url: str
+    """``redis://HOST:PORT/DB``, ``rediss://`` with TLS, or ``unix:///PATH``."""
+    timeout_ms: int = limits.DEFAULT_SHARED_TIMEOUT_MS
+    """Of one question; past it the store is away."""
+    password_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPolicy:
+    """The shared data and queues of a tenant's VMs."""
+
+    memory_bytes: int = limits.DEFAULT_SHARED_BYTES
+    """Of the one region that holds them all."""
+    value_bytes: int = limits.MAX_SHARED_VALUE_BYTES
+    """One value, or one item of a queue."""
+    queue_items: int = limits.DEFAULT_QUEUE_ITEMS
+    """Items that wait in one queue."""
+    backend: SharedBackend | None = None
+    """Where shared data is; None: in the region. Queues are always there."""
+
+
+@dataclass(frozen=True, slots=True)
 class TenantPolicy:
     """One policy file."""
 
     tenant: str
     plugins: tuple[PluginPolicy, ...]
     isolation: Isolation = Isolation()
+    shared: SharedPolicy = SharedPolicy()
     source_path: str = ""
     """The file as it was named when loaded."""
     digest: str = ""

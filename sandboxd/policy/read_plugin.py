@@ -9,19 +9,23 @@ from pathlib import Path
 
 from sandboxd import limits
 from sandboxd.policy import capabilities as caps
+from sandboxd.policy.folders import WasiPolicy
 from sandboxd.policy.model import (
     Clock,
     FailurePolicy,
     HeaderLeniency,
     ModuleRef,
     OnFailure,
+    PluginKind,
     PluginLimits,
     PluginPolicy,
     ResolvedCapabilities,
     RestartPolicy,
     VmPolicy,
 )
+from sandboxd.policy.read_callouts import read_callouts
 from sandboxd.policy.read_rules import read_redaction, read_write
+from sandboxd.policy.read_wasi import read_wasi
 from sandboxd.yaml_nodes import Section, Value, did_you_mean
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -41,6 +45,8 @@ _PLUGIN_KEYS = (
     "allow_on_headers_stop_iteration",
     "header_leniency",
     "callouts",
+    "wasi",
+    "kind",
 )
 
 
@@ -67,10 +73,10 @@ def checked_name(text: str, place: Value) -> str:
 def read_plugin(value: Value, modules: Modules) -> PluginPolicy:
     """Read one entry of ``plugins``."""
     section = value.section(_PLUGIN_KEYS)
-    if callouts := section.get("callouts"):
-        raise callouts.fail("callouts come with a later version; not available")
     root_id, configuration = section.get("root_id"), section.get("configuration")
+    kind = section.get("kind")
     stop, leniency = section.get("allow_on_headers_stop_iteration"), section.get("header_leniency")
+    wasi = read_wasi(section.get("wasi"), modules.root)
     return PluginPolicy(
         name=read_name(section.need("name")),
         module=_module(section.need("module"), modules),
@@ -78,12 +84,15 @@ def read_plugin(value: Value, modules: Modules) -> PluginPolicy:
         configuration=configuration.json_bytes() if configuration else b"",
         vm=_vm(section.get("vm")),
         limits=_limits(section.get("limits")),
-        capabilities=_capabilities(section.get("capabilities")),
+        capabilities=_capabilities(section.get("capabilities"), wasi),
         redact=read_redaction(section.get("redact")),
         write=read_write(section.get("write")),
         failure=_failure(section.get("failure")),
         allow_on_headers_stop_iteration=stop.boolean() if stop else False,
         header_leniency=leniency.choice(HeaderLeniency) if leniency else HeaderLeniency.LENIENT,
+        callouts=read_callouts(section.get("callouts"), modules.root),
+        wasi=wasi,
+        kind=kind.choice(PluginKind) if kind else PluginKind.FILTER,
     )
 
 
@@ -168,19 +177,24 @@ def _environment(value: Value) -> tuple[tuple[str, str], ...]:
 _DURATIONS = {
     "cpu_per_call": (limits.MIN_CPU_PER_CALL_NS, limits.MAX_CPU_PER_CALL_NS),
     "time_per_event": (limits.MIN_TIME_PER_EVENT_NS, limits.MAX_TIME_PER_EVENT_NS),
+    "time_per_pause": (limits.MIN_TIME_PER_EVENT_NS, limits.MAX_TIME_PER_PAUSE_NS),
     "start_time": (limits.MIN_START_TIME_NS, limits.MAX_START_TIME_NS),
+    "tick_period": (limits.DEFAULT_TICK_PERIOD_NS, limits.MAX_TICK_PERIOD_NS),
 }
 _SIZES = {
     "body_buffer": (limits.MIN_BODY_BUFFER_BYTES, limits.MAX_BODY_BUFFER_BYTES),
     "log_bytes_per_event": (0, limits.MAX_LOG_BYTES_PER_EVENT),
     "log_bytes_per_second": (0, limits.MAX_LOG_BYTES_PER_SECOND),
+    "module_size": (limits.MIN_MODULE_BYTES, limits.MAX_MODULE_BYTES),
 }
+_SIZE_FIELDS = {"body_buffer": "body_buffer_bytes", "module_size": "module_bytes"}
 _COUNTS = {
     "open_streams": (1, limits.MAX_OPEN_STREAMS),
     "log_lines_per_event": (0, limits.MAX_LOG_LINES_PER_EVENT),
     "log_lines_per_second": (0, limits.MAX_LOG_LINES_PER_SECOND),
     "metrics": (0, limits.MAX_METRICS),
     "host_calls_per_event": (1, limits.MAX_HOST_CALLS_PER_EVENT),
+    "table_elements": (limits.MIN_TABLE_ELEMENTS, limits.MAX_TABLE_ELEMENTS),
 }
 
 
@@ -193,23 +207,29 @@ def _limits(value: Value | None) -> PluginLimits:
         given = section.need(key)
         if key in _DURATIONS:
             found[f"{key}_ns"] = given.duration_ns(*_DURATIONS[key])
+            if key == "tick_period" and found[f"{key}_ns"] % limits.MS_NS:
+                raise given.fail("must be whole milliseconds")
         elif key in _SIZES:
-            found["body_buffer_bytes" if key == "body_buffer" else key] = given.size(*_SIZES[key])
+            found[_SIZE_FIELDS.get(key, key)] = given.size(*_SIZES[key])
         else:
             found[key] = given.integer(*_COUNTS[key])
     return PluginLimits(**found)
 
 
-def _capabilities(value: Value | None) -> ResolvedCapabilities:
-    """Read grants. No section: the default preset. Names to allow without a preset: those alone."""
+def _capabilities(value: Value | None, wasi: WasiPolicy) -> ResolvedCapabilities:
+    """
+    Read grants. No section: the default preset. Names to allow without a preset: those alone. Folders grant what one
+    needs to use them, unless it is denied by name.
+    """
+    files = caps.FILE_FUNCTIONS if wasi.folders else frozenset[str]()
     if value is None:
-        return caps.PRESETS[caps.DEFAULT_PRESET]
+        return caps.PRESETS[caps.DEFAULT_PRESET] | files
     section = value.section(("preset", "allow", "deny"))
     preset, allow, deny = section.get("preset"), section.get("allow"), section.get("deny")
     otherwise = "none" if allow else caps.DEFAULT_PRESET
     resolved = caps.resolve(
         preset.choice(caps.PRESETS) if preset else otherwise,
-        _capability_names(allow),
+        [*files, *_capability_names(allow)],
         _capability_names(deny),
     )
     for problem in caps.validate_combination(resolved):

@@ -35,9 +35,9 @@ def test_minimal_cannot_write_nor_see_bodies() -> None:
 
 
 def test_standard_is_all_that_this_version_serves() -> None:
-    assert PRESETS["standard"].isdisjoint(caps.UNAVAILABLE | caps.CALLOUT_FUNCTIONS | caps.CALLOUT_CALLBACKS)
+    assert PRESETS["standard"].isdisjoint(caps.UNAVAILABLE | caps.CALLOUT_FUNCTIONS)
     assert PRESETS["standard"] >= caps.HOST_FUNCTIONS - caps.CALLOUT_FUNCTIONS
-    assert PRESETS["standard"] >= caps.HTTP_CALLBACKS | caps.TENANT_CALLBACKS
+    assert PRESETS["standard"] >= caps.HTTP_CALLBACKS | caps.TENANT_CALLBACKS | caps.CALLOUT_CALLBACKS
 
 
 def test_deny_wins() -> None:
@@ -75,6 +75,7 @@ def fields(found: DataNeeds) -> set[str]:
 
 
 ALL_DATA = set(DataNeeds.__dataclass_fields__) - {"callbacks"}
+BYTES = {"request_body", "response_body", "downstream_data", "upstream_data"}
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,11 @@ ALL_DATA = set(DataNeeds.__dataclass_fields__) - {"callbacks"}
         (PRESETS["standard"], SDK_EXPORTS, ALL_DATA),
         (PRESETS["none"], SDK_EXPORTS, set()),
         (PRESETS["full"], set(), set()),
-        (PRESETS["minimal"], SDK_EXPORTS, ALL_DATA - {"request_body", "response_body"}),
+        (PRESETS["minimal"], SDK_EXPORTS, ALL_DATA - BYTES),
         (
             PRESETS["standard"] - caps.BUFFER_FUNCTIONS,
             SDK_EXPORTS,
-            ALL_DATA - {"request_body", "response_body"},
+            ALL_DATA - BYTES,
         ),
         (PRESETS["standard"] - {"proxy_get_property"}, SDK_EXPORTS, ALL_DATA - {"properties"}),
         (PRESETS["standard"], {"proxy_on_request_headers"}, {"request_headers", "properties"}),
@@ -98,7 +99,7 @@ ALL_DATA = set(DataNeeds.__dataclass_fields__) - {"callbacks"}
         (
             PRESETS["standard"] - caps.MAP_READS - caps.MAP_WRITES,
             SDK_EXPORTS,
-            {"request_body", "response_body", "properties"},
+            {*BYTES, "properties"},
         ),
         (
             {"proxy_on_request_headers", "proxy_add_header_map_value"},
@@ -106,6 +107,8 @@ ALL_DATA = set(DataNeeds.__dataclass_fields__) - {"callbacks"}
             {"request_headers"},
         ),
         ({"proxy_on_request_body", "proxy_get_buffer_status"}, {"proxy_on_request_body"}, {"request_body"}),
+        (PRESETS["minimal"] | {"proxy_on_upstream_data"}, {"proxy_on_upstream_data"}, {"upstream_data", "properties"}),
+        ({"proxy_on_downstream_data", "proxy_log"}, {"proxy_on_downstream_data"}, set()),
     ],
 )
 def test_needs(granted: frozenset[str], exports: set[str], expected: set[str]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandboxd.config import Machine, parse_config
+from sandboxd.config import Machine
+from sandboxd.config_file import parse_config
 from sandboxd.errors import ConfigError, PolicyError
 from sandboxd.policy import capabilities as caps
 from sandboxd.policy.failure import _DETAILS
@@ -43,11 +44,20 @@ def test_every_policy_key_is_documented(path: str) -> None:
         assert f"`{prefix}{key}`" in POLICY or (key == "restart" and "`restart.backoff`" in POLICY), key
 
 
+@pytest.mark.parametrize("part", ["", "isolation", "shared"])
+def test_every_key_of_a_tenant_is_documented(part: str) -> None:
+    own: dict[str, object] = {part: {"zz_unknown": 1}} if part else {"zz_unknown": 1}
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(yaml.safe_dump({"tenant": "a", "plugins": [PLUGIN], **own}), "x", module_root=None)
+    section = POLICY.partition(f"### `{part}`" if part else "## The file")[2].partition("\n## ")[0]
+    assert caught.value.allowed
+    for key in caught.value.allowed:
+        assert f"| `{key}` |" in section, key
+
+
 def test_every_configuration_key_is_documented() -> None:
-    for text, prefix in (
-        ("zz: 1", ""),
-        *((f"{part}: {{zz: 1}}", f"{part}.") for part in ("front", "worker", "jail", "channel", "log")),
-    ):
+    parts = ("front", "worker", "jail", "channel", "attach", "metrics", "log")
+    for text, prefix in (("zz: 1", ""), *((f"{part}: {{zz: 1}}", f"{part}.") for part in parts)):
         with pytest.raises(ConfigError) as caught:
             parse_config(text, "x")
         for key in caught.value.allowed:

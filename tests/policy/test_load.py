@@ -24,11 +24,13 @@ from sandboxd.policy.model import (
     Isolation,
     ModuleRef,
     OnFailure,
+    PluginKind,
     PluginLimits,
     PropertyRule,
     RedactionPolicy,
     RedactMode,
     RestartPolicy,
+    SharedPolicy,
     TenantPolicy,
     WritePolicy,
 )
@@ -85,6 +87,8 @@ FULL = textwrap.dedent(
           log_bytes_per_second: 7KiB
           metrics: 4
           host_calls_per_event: 5
+          table_elements: 2000
+          module_size: 8KiB
         capabilities: {{preset: minimal, allow: [proxy_http_call], deny: [proxy_get_property]}}
         redact:
           request_headers: {{authorization: show, Cookie: hash, x-internal-*: mask}}
@@ -125,7 +129,9 @@ def test_every_key() -> None:
     assert (plugin.vm.vm_id, plugin.vm.configuration) == ("shared", b"as it is")
     assert plugin.vm.environment == (("REGION", "eu"), ("EMPTY", ""))
     assert (plugin.vm.memory_bytes, plugin.vm.clock) == (16 * limits.MIB, Clock.LIVE)
-    assert plugin.limits == PluginLimits(1_500_000, 10**9, 20 * 10**9, 2 * limits.MIB, 7, 1024, 3, 4, 5, 6, 7168)
+    assert plugin.limits == PluginLimits(
+        1_500_000, 10**9, 20 * 10**9, 2 * limits.MIB, 7, 1024, 3, 4, 5, 6, 7168, table_elements=2000, module_bytes=8192
+    )
     assert plugin.capabilities == (caps.PRESETS["minimal"] | {"proxy_http_call"}) - {"proxy_get_property"}
     assert plugin.write == WritePolicy((":authority", "x-tenant-*"), (), False, False, False, 1, 2048, 3072)
     assert plugin.failure == FailurePolicy(OnFailure.RELOAD, 500, RestartPolicy(2000, 1, 60_000))
@@ -229,7 +235,8 @@ BAD_PLUGINS: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "a\n"}, "name", "is not a name"),
     ({"name": 5}, "name", "must be a string, but is an integer (put it in quotes)"),
     ({"name": ["a"]}, "name", "must be a string, but is a list"),
-    ({"callouts": {"upstreams": {}}}, "callouts", "come with a later version; not available"),
+    ({"callouts": {}}, "callouts", "needs the key upstreams"),
+    ({"callouts": {"upstreams": {"a": {}}}}, "callouts.upstreams.a", "needs the key url"),
     ({"module": "m.wasm"}, "module", "must be a mapping, but is a string"),
     ({"module": {"file": "m.wasm"}}, "module", "needs the key sha256"),
     ({"module": {"sha256": SHA}}, "module", "needs the key file"),
@@ -497,6 +504,9 @@ def test_verify_module(tmp_path: Path) -> None:
     assert verify_module(ModuleRef(tmp_path / "m.wasm", digest)) == b"\0asm1234"
     with pytest.raises(ModuleRejected, match=f"has sha256 {digest}, but the policy says {SHA}"):
         verify_module(ModuleRef(tmp_path / "m.wasm", SHA))
+    assert verify_module(ModuleRef(tmp_path / "m.wasm", digest), 8) == b"\0asm1234"
+    with pytest.raises(ModuleRejected, match=r"is larger than 7 bytes: limits\.module_size"):
+        verify_module(ModuleRef(tmp_path / "m.wasm", digest), 7)
     with pytest.raises(ModuleRejected, match="cannot be read: No such file"):
         verify_module(ModuleRef(tmp_path / "none", SHA))
 
@@ -518,3 +528,39 @@ def test_the_examples_are_valid(path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(list(EXAMPLES.glob("*.yaml"))) >= 3
+
+
+def test_shared_memory() -> None:
+    assert parse(document()).shared == SharedPolicy()
+    given = {"memory": "128KiB", "value": "4KiB", "queue_items": 7}
+    assert parse({**document(), "shared": given}).shared == SharedPolicy(128 * 1024, 4096, 7)
+    assert parse({**document(), "shared": {}}).shared == SharedPolicy()
+
+
+@pytest.mark.parametrize(
+    ("shared", "key", "problem"),
+    [
+        ({"memory": "32KiB"}, "shared.memory", "64KiB"),
+        ({"memory": "33MiB"}, "shared.memory", "32MiB"),
+        ({"memory": "65537B"}, "shared.memory", "multiple"),
+        ({"value": "64KiB"}, "shared.value", "65520"),
+        ({"queue_items": -1}, "shared.queue_items", "1000000"),
+        ({"size": 1}, "shared.size", "not a known key"),
+    ],
+)
+def test_bad_shared_memory(shared: dict[str, Any], key: str, problem: str) -> None:
+    found = error({**document(), "shared": shared})
+    assert found.key == key
+    assert problem in str(found)
+
+
+def test_kinds_of_plugins() -> None:
+    assert parse(document()).plugins[0].kind is PluginKind.FILTER
+    assert parse(document(kind="service")).plugins[0].kind is PluginKind.SERVICE
+    assert "allowed: filter, service" in str(error(document(kind="singleton")))
+
+
+@pytest.mark.parametrize("period", ["500us", "1500us", "61m", "1.5ms"])
+def test_tick_period_is_whole_milliseconds(period: str) -> None:
+    assert parse(document(limits={"tick_period": "20ms"})).plugins[0].limits.tick_period_ns == 20_000_000
+    assert error(document(limits={"tick_period": period})).key == "plugins[0].limits.tick_period"
