@@ -1,0 +1,80 @@
+"""What came of the calls, by plugin and upstream; and one log line in a while for those that were denied."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+
+from sandboxd.log import one_line
+from sandboxd.supervisor.throttle import Throttle
+
+_log = logging.getLogger(__name__)
+
+_DETAIL_BYTES = 200
+_UNKNOWN = "(unknown)"
+
+
+class PluginCounters:
+    """
+    Of one plugin.
+
+    Args:
+        tenant: the tenant's name.
+        plugin: the plugin's name.
+    """
+
+    def __init__(self, tenant: str, plugin: str) -> None:
+        self.tenant = tenant
+        self.plugin = plugin
+        self.upstreams: dict[str, Counter[str]] = {}
+        self._throttle = Throttle(per_second=1, burst=5)
+        self._unsaid = 0
+
+    def count(self, upstream: str, what: str, amount: int = 1) -> None:
+        """Add to a counter; ``upstream`` is a name of the policy."""
+        self.upstreams.setdefault(upstream, Counter())[what] += amount
+
+    def denied(self, upstream: str, rule: str, detail: str, now_s: float) -> None:
+        """
+        Count a call that the policy does not allow, and say so in the log as far as that is bearable.
+
+        Args:
+            upstream: a name of the policy; empty: the call named another one.
+            rule: the key of the policy.
+            detail: what was asked; hostile text.
+            now_s: a clock that never goes back.
+        """
+        self.count(upstream or _UNKNOWN, f"denied.{rule}")
+        if not self._throttle.admits(now_s):
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more were not logged)" if self._unsaid else ""
+        self._unsaid = 0
+        _log.warning(
+            "tenant %s: plugin %s: a callout to %s is denied by %s: %s%s",
+            self.tenant,
+            self.plugin,
+            upstream or _UNKNOWN,
+            rule,
+            one_line(detail, _DETAIL_BYTES),
+            more,
+        )
+
+
+class Counters:
+    """Of all plugins; they outlive their workers and policies."""
+
+    def __init__(self) -> None:
+        self._plugins: dict[tuple[str, str], PluginCounters] = {}
+
+    def plugin(self, tenant: str, plugin: str) -> PluginCounters:
+        """Return those of one plugin."""
+        return self._plugins.setdefault((tenant, plugin), PluginCounters(tenant, plugin))
+
+    def to_json(self) -> str:
+        """Return ``{"tenant/plugin": {"upstream": {"counter": n}}}``."""
+        return json.dumps(
+            {f"{tenant}/{plugin}": found.upstreams for (tenant, plugin), found in sorted(self._plugins.items())},
+            separators=(",", ":"),
+        )
