@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sandboxd.channel.attach_wire import RefusalCode
 from sandboxd.channel.memfd import create_blob, read_blob
 from sandboxd.errors import ConfigError, PeerError, SandboxdError
 from sandboxd.limits import MAX_POLICY_FILE_BYTES
@@ -34,7 +35,7 @@ from sandboxd.policy.model import PluginPolicy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import attach_frames as wire
 from sandboxd.supervisor import frames
-from sandboxd.supervisor.attach_frames import AttachRequest, RefusalCode
+from sandboxd.supervisor.attach_frames import AttachRequest
 from sandboxd.supervisor.rundir import remove_dead_socket
 
 _log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.vm.settings import MAX_WASM_STACK_BYTES
 
+_TABLE_TEXT = "exceeds table limits"
 _STACK_TEXT = "call stack exhausted"
 """The engine's message for it, which the worker passes on; a worker that lies gets a wrong hint into its own line."""
 
@@ -22,6 +23,8 @@ def hint(cause: str, message: str, policy: PluginPolicy, *, while_starting: bool
     limits = policy.limits
     found = ""
     match cause:
+        case "internal" if _TABLE_TEXT in message:
+            found = f"the limit is {limits.table_elements}: limits.table_elements"
         case "cpu_limit" if while_starting:
             found = f"the limit is {duration(limits.start_time_ns)} of CPU for the whole start: limits.start_time"
         case "cpu_limit":

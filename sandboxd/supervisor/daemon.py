@@ -1,54 +1,45 @@
-"""
-The daemon: puts fronts, tenants, the operator's socket and systemd together, and runs until it is told to
-stop.
-"""
+"""The daemon: puts fronts, tenants, the operator's socket and systemd together, and runs until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
 import os
 import signal
-import socket
-import sys
-from dataclasses import replace
 from typing import Any
 
 import sandboxd
 from sandboxd import limits, log
-from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
-from sandboxd.config import DaemonConfig, LogLevel, UnixListen
+from sandboxd.config import DaemonConfig, LogLevel
 from sandboxd.doctor.run import self_test
-from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, SandboxdError, WorkerError
-from sandboxd.front import process_settings
-from sandboxd.jail.cgroup import read_cgroup_facts
-from sandboxd.jail.front_jail import FrontJail, front_jail, give_up_most
-from sandboxd.jail.jailer import Jailer, WorkerWishes, this_machine
+from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, WorkerError
+from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.jail.layers import resolve
 from sandboxd.policy.load import PolicyDirectory, load_directory
-from sandboxd.policy.model import TenantPolicy
+from sandboxd.policy.model import PluginKind, PluginPolicy, TenantPolicy
 from sandboxd.protos import admin_pb2 as admin
 from sandboxd.supervisor import status
 from sandboxd.supervisor.admin import AdminServer
 from sandboxd.supervisor.attach import AttachClient, AttachServer, AttachSettings
 from sandboxd.supervisor.cgroups import Cgroups
 from sandboxd.supervisor.deployment import Settings
-from sandboxd.supervisor.fronts import FRONT_REFUSED, Front, Fronts
+from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
+from sandboxd.supervisor.fronts import Front, Fronts
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.ledger import Ledger
 from sandboxd.supervisor.ledger_file import FILE_NAME as LEDGER_NAME
 from sandboxd.supervisor.ledger_file import LedgerFile
-from sandboxd.supervisor.logs import FrontLogs
+from sandboxd.supervisor.metrics_source import DaemonMetrics
 from sandboxd.supervisor.notify import Notifier
 from sandboxd.supervisor.pool import Pool
-from sandboxd.supervisor.prepare import PreparedTenant, our_code, prepare_tenant
-from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory, remove_dead_socket
+from sandboxd.supervisor.prepare import PreparedTenant, prepare_tenant
+from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory
+from sandboxd.supervisor.services import ServiceChannels
 from sandboxd.supervisor.spares import Spares
+from sandboxd.supervisor.spinning import poll_argument
 from sandboxd.supervisor.tenant import Services
-from sandboxd.supervisor.users import AllUsers
-from sandboxd.supervisor.zygote import FrontMain, Zygote
+from sandboxd.supervisor.users import SERVICES_INDEX, AllUsers
+from sandboxd.supervisor.zygote import Zygote
 
 _log = logging.getLogger(__name__)
 
@@ -61,80 +52,6 @@ WORKER_THREADS = 2
 """Of a worker beside its VMs: the main thread and the CPU watchdog."""
 GUEST_LEVELS = {LogLevel.DEBUG: 0, LogLevel.INFO: 2, LogLevel.WARNING: 3, LogLevel.ERROR: 4}
 """Proxy-Wasm's level for each of ours: a guest's lines below it are not even sent."""
-LOOKS_PER_US = 200
-"""Empty looks at a ring per microsecond of spinning: one takes about 5 ns."""
-
-
-def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
-    """
-    Run the daemon until SIGTERM or SIGINT; return the exit status.
-
-    Args:
-        config: the daemon's file.
-        front_main: runs one front; the gRPC one if None.
-
-    Raises:
-        ConfigError: directories or sockets cannot be had.
-        PolicyError: the policy directory cannot be read.
-    """
-    log.configure(config.log.level, config.log.format)
-    loaded = load_directory(config.policies)
-    runtime = RuntimeDirectory(config.runtime_directory)
-    keys = RedactionKeys(config.state_directory)
-    jailer = _jailer(config)  # while there is one thread
-    artefact_key = read_or_make_key(config.state_directory / KEY_NAME)
-    our_code()  # built once, before anybody waits for it
-    cgroups = Cgroups.take(read_cgroup_facts())  # while we are alone in ours
-    if not cgroups.live:
-        _log.warning("tenants have no cgroups: %s", cgroups.reason)
-    jailer = replace(jailer, compiler_cgroup=cgroups.compiler)
-    logs = FrontLogs()
-    zygote = Zygote(front_main or functools.partial(_front_main, config, front_jail(config.front.user)))
-    logs.fronts_can_be_forked()
-    try:
-        daemon = Daemon(config, runtime, keys, zygote, cgroups=cgroups, jailer=jailer, artefact_key=artefact_key)
-        return asyncio.run(daemon.run(loaded))
-    finally:
-        zygote.close()
-        _remove_sockets(config)
-        runtime.close()
-        logs.close()
-
-
-def _jailer(config: DaemonConfig) -> Jailer:
-    """
-    Return what makes the jails; say loudly what they lack.
-
-    Raises:
-        JailError: the machine lacks a layer that every worker needs.
-    """
-    jailer = this_machine(resolve(config.jail.tolerate))
-    for layer, reason in jailer.tolerated():
-        _log.warning("WORKERS ARE LESS ISOLATED: jail.tolerate does without %s (%s)", layer, reason)
-    jailer.check(frozenset())
-    return jailer
-
-
-def _remove_sockets(config: DaemonConfig) -> None:
-    """Remove what the fronts listened on; they have no right to any more."""
-    for listen in (*config.front.listen, *config.front.tenant_sockets.values()):
-        paths = map(listen.path, range(config.front.processes)) if isinstance(listen, UnixListen) else ()
-        for path in paths:
-            with contextlib.suppress(OSError, ConfigError):
-                remove_dead_socket(path)
-
-
-def _front_main(config: DaemonConfig, jail: FrontJail, index: int, control: socket.socket) -> None:
-    try:
-        process_settings.prepare()
-        give_up_most(jail)
-        # Only here, in the forked child: the supervisor itself never loads gRPC.
-        from sandboxd.front.server import serve_front  # noqa: PLC0415
-
-        serve_front(index, control, config, jail)
-    except SandboxdError as error:
-        _log.critical("%s", error)
-        sys.exit(FRONT_REFUSED)
 
 
 class Daemon:
@@ -179,11 +96,17 @@ class Daemon:
         self._stop = asyncio.Event()
         self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self.fronts = Fronts(self._zygote, self._config.front.processes, self)
+        self.egress = Egress(self._zygote)
+        self.fronts.siblings[EGRESS_INDEX] = self.egress
         self.attach = self._attach_server()
         self._spares = Spares(self._config.worker.spares)
+        self._service_channels = ServiceChannels(self)
         self.ledger = Ledger()
         ledger_file = LedgerFile(self._config.state_directory / LEDGER_NAME, self.ledger)
         self.pool = Pool(self._services())
+        self._metrics = DaemonMetrics(
+            self.pool, self._status, lambda: self._service_channels.counters, self._config.metrics
+        )
         server = AdminServer(self._admin_path, self._handle)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
@@ -200,8 +123,11 @@ class Daemon:
             await server.stop()
             if self.attach is not None:
                 self.attach.stop()
+            await self._metrics.stop()
             await self.fronts.drain(STOP_GRACE_S)
             await self.pool.stop()
+            self._service_channels.stop()
+            self.egress.close()
             self._spares.close()
             await ledger_file.close()
             for task in self._background:
@@ -223,6 +149,7 @@ class Daemon:
         await self.pool.apply(loaded)
         if self.attach is not None:
             self.attach.start()
+        self._metrics.start()
         self._spares.start()
         self._notifier.ready(self._summary())
         _log.info("ready: %s", self._summary())
@@ -246,9 +173,15 @@ class Daemon:
         _log.info("self-test: no attack gets out of the jail")
 
     def _services(self) -> Services:
-        spin = self._config.worker.spin_us * LOOKS_PER_US
+        spin = poll_argument(self._config.worker.spin_us, len(os.sched_getaffinity(0)))
         return Services(
-            fronts=AllUsers((lambda: self.fronts.reachable, lambda: self.attach.ready if self.attach else {})),
+            fronts=AllUsers(
+                (
+                    lambda: self.fronts.reachable,
+                    lambda: self.attach.ready if self.attach else {},
+                    lambda: {SERVICES_INDEX: self._service_channels},
+                )
+            ),
             settings=Settings(
                 self._config.channel.ring_bytes, spin, DRAIN_TIMEOUT_S, GUEST_LEVELS[self._config.log.level]
             ),
@@ -256,6 +189,7 @@ class Daemon:
             redaction_key=self._keys.of,
             worker_spec=self._worker_spec,
             ledger=self.ledger,
+            egress=self.egress,
         )
 
     def _attach_server(self) -> AttachServer | None:
@@ -275,11 +209,14 @@ class Daemon:
     def _check_threads(self, policy: TenantPolicy) -> None:
         """A worker that runs into its limit of threads would die at its start, again and again."""
         attached = self._config.attach.channels if self._config.attach else 0
-        needed = len(policy.plugins) * (self._config.front.processes + attached) + WORKER_THREADS
+        services = sum(plugin.kind is PluginKind.SERVICE for plugin in policy.plugins)
+        filters = len(policy.plugins) - services
+        needed = filters * (self._config.front.processes + attached) + services + WORKER_THREADS
         if needed > policy.isolation.pids:
             raise PolicyError(
-                f"is too small: {len(policy.plugins)} plugins on {self._config.front.processes} fronts"
-                f"{f' and {attached} attached channels' if attached else ''} need {needed} threads",
+                f"is too small: {filters} plugins on {self._config.front.processes} fronts"
+                f"{f' and {attached} attached channels' if attached else ''}"
+                f"{f' and {services} services' if services else ''} need {needed} threads",
                 path=policy.source_path,
                 key="isolation.pids",
             )
@@ -310,6 +247,7 @@ class Daemon:
     def front_gone(self, front: Front) -> None:
         """Close what a dead front had open."""
         _log.debug("front %d (pid %d) is gone", front.index, front.pid)
+        self._metrics.front_gone(front.counters_json)
         self.pool.fronts_changed()
 
     def channel_broken(self, channel_id: int, reason: str) -> None:
@@ -323,9 +261,12 @@ class Daemon:
     # --- AttachHost ---
 
     def plugin_names(self, tenant: str) -> list[str]:
-        """Return the plugins of a tenant."""
+        """Return the plugins of a tenant that clients can attach to."""
+        return [plugin.name for plugin in self._plugins(tenant) if plugin.kind is not PluginKind.SERVICE]
+
+    def _plugins(self, tenant: str) -> tuple[PluginPolicy, ...]:
         known = self.pool.tenants.get(tenant)
-        return [plugin.name for plugin in known.policy.plugins] if known and known.policy else []
+        return known.policy.plugins if known and known.policy else ()
 
     def client_ready(self, client: AttachClient) -> None:
         """Give a client of the attach socket its channel."""
@@ -378,6 +319,9 @@ class Daemon:
                 return {"results": await self.pool.restart(request.tenant, request.plugin)}
             case admin.ADMIN_COMMAND_CRASHES:
                 return {"entries": status.crashes_status(self.ledger, request.tenant, request.plugin)}
+            case admin.ADMIN_COMMAND_METRICS:
+                self._check_names(request)
+                return await self._metrics.shown(request.tenant, request.plugin)
         raise ConfigError("this daemon does not know the command")
 
     def _check_names(self, request: admin.AdminRequest) -> None:
@@ -385,7 +329,7 @@ class Daemon:
         if request.tenant and request.tenant not in tenants:
             problem = f"there is no tenant {log.one_line(request.tenant, 80)}"
             raise ConfigError(problem, allowed=tuple(sorted(tenants)))
-        plugins = tuple(self.plugin_names(request.tenant))
+        plugins = tuple(plugin.name for plugin in self._plugins(request.tenant))
         if request.plugin and request.plugin not in plugins:
             problem = f"tenant {request.tenant} has no plugin {log.one_line(request.plugin, 80)}"
             raise ConfigError(problem, allowed=plugins)
@@ -402,8 +346,9 @@ class Daemon:
             "cgroup": self._cgroups.status(),
             "jail": status.jail_status(self._jailer, self_test=self._config.jail.self_test),
             "front_restarts": self.fronts.restarts,
+            "egress": self.egress.status(),
             "fronts": status.fronts_status(self.fronts, self.pool, now_s),
-            "tenants": status.pool_status(self.pool, self.ledger, now_s),
+            "tenants": await status.pool_status(self.pool, self.ledger, now_s),
             **status.process_usage(os.getpid()),
         }
 

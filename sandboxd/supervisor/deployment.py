@@ -13,22 +13,28 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxd import limits
 from sandboxd.channel.memfd import create_channel
 from sandboxd.errors import WorkerError
 from sandboxd.jail.layers import resolve
+from sandboxd.policy.model import PluginKind
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import front_frames, worker_protocol
+from sandboxd.supervisor.callouts import CalloutPiece
 from sandboxd.supervisor.crash_reports import CrashReports
+from sandboxd.supervisor.egress import Egress
 from sandboxd.supervisor.exits import Exit, ExitCause
+from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.plugin_metrics import PluginMetrics, Report
 from sandboxd.supervisor.prepare import PreparedPlugin, PreparedTenant
 from sandboxd.supervisor.process import WorkerProcess
 from sandboxd.supervisor.shared_region import SharedRegion
 from sandboxd.supervisor.throttle import Throttle
-from sandboxd.supervisor.users import ChannelUser, UserSet
+from sandboxd.supervisor.users import ChannelUser, UserSet, is_for
 from sandboxd.supervisor.vms import Vm, failure_text, vm_ids
 from sandboxd.supervisor.worker_protocol import VmState
+from sandboxd.supervisor.worker_requests import WorkerRequests, open_store
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +70,8 @@ class Deployment:
         on_gone: called once when the worker is gone.
         crashes: takes note of what fails, and says what follows.
         shared: the tenant's shared region.
+        metrics: what the tenant's plugins have reported, by name; all its deployments add to it.
+        egress: where callouts go; None: nowhere.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class Deployment:
         on_gone: Callable[[Deployment, Exit], None],
         crashes: CrashReports,
         shared: SharedRegion,
+        metrics: dict[str, PluginMetrics],
+        egress: Egress | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.prepared = prepared
@@ -87,7 +97,7 @@ class Deployment:
         self._redaction_key = redaction_key
         self._on_gone = on_gone
         self._crashes = crashes
-        self._shared = shared
+        self.shared = shared
         self.live = False
         self.retired = False
         self.gone = False
@@ -95,15 +105,18 @@ class Deployment:
         self.problems: dict[str, str] = {name: p.text for name, p in prepared.problems.items()}
         """Why a plugin does not run, by name."""
         self.load_ns: dict[str, int] = {}
-        self.metrics: dict[str, PluginMetrics] = {}
-        """What the plugins have reported, by name; `read_metrics` asks for it."""
+        self._metrics = metrics
         self._plugin_ids = {name: number for number, name in enumerate(prepared.plugins, 1)}
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._loaded: dict[int, asyncio.Future[str]] = {}
         self._all_loaded = False
         self._throttle = Throttle(per_second=5, burst=20)
         self._drain_timer: asyncio.TimerHandle | None = None
+        store = open_store(prepared.policy)
         self.worker = WorkerProcess(spec, self._event, self._worker_gone)
+        self._requests = WorkerRequests(
+            prepared, self.worker, plugin_ids=self._plugin_ids, redaction_key=redaction_key, egress=egress, store=store
+        )
 
     # --- life ---
 
@@ -158,6 +171,7 @@ class Deployment:
     def go_live(self) -> None:
         """Show this deployment to the fronts; from now on it gets the tenant's streams."""
         self.live = True
+        self._requests.promote()
         self.sync_fronts()
         for vm in self.vms.values():
             self._attach_or_report(vm)
@@ -217,7 +231,7 @@ class Deployment:
             if not self._is_loaded(name) or self._crashes.quarantine(name):
                 continue
             for index, front in fronts.items():
-                if (name, index) not in have and front.wants(self.tenant, name):
+                if (name, index) not in have and is_for(front, plugin.policy) and front.wants(self.tenant, name):
                     self._open_vm(plugin, front)
 
     def introduce(self, front: ChannelUser) -> None:
@@ -264,28 +278,32 @@ class Deployment:
 
     def _open_vm(self, plugin: PreparedPlugin, front: ChannelUser) -> None:
         vm_id = next(vm_ids)
-        fds = create_channel(self._settings.ring_bytes)
+        ring_bytes = self._ring_bytes(plugin)
+        fds = create_channel(ring_bytes)
         vm = Vm(vm_id, plugin.policy.name, front, fds, self._loop.create_future())
         self.vms[vm_id] = vm
-        request = plugin.open_request(
-            vm_id, self._plugin_ids[vm.plugin], self._settings.ring_bytes, self._settings.worker_spin
-        )
-        blob = plugin.configuration(self._settings.ring_bytes, self._settings.log_level)
-        self.worker.open_vm(request, (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob.fd, self._shared.fd))
+        spin = 0 if plugin.policy.kind is PluginKind.SERVICE else self._settings.worker_spin
+        request = plugin.open_request(vm_id, self._plugin_ids[vm.plugin], ring_bytes, spin)
+        blob = plugin.configuration(ring_bytes, self._settings.log_level, self.prepared.policy.shared)
+        self.worker.open_vm(request, (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob.fd, self.shared.fd))
+
+    def _ring_bytes(self, plugin: PreparedPlugin) -> int:
+        return limits.MIN_RING_BYTES if plugin.policy.kind is PluginKind.SERVICE else self._settings.ring_bytes
 
     def read_metrics(self) -> None:
-        """Have all VMs report their metrics; what they say ends in `metrics`."""
+        """Have all VMs report their metrics."""
         if not self.gone:
             self.worker.view.expect_metrics()
             self.worker.send(control.ToWorker(read_metrics=control.ReadMetrics()))
 
     def _close_vm(self, vm: Vm) -> None:
-        if vm.plugin in self.metrics:
-            self.metrics[vm.plugin].gone(vm.vm_id)
+        if vm.plugin in self._metrics:
+            self._metrics[vm.plugin].gone(vm.vm_id)
         if not vm.first_outcome.done():
             vm.first_outcome.set_result("")
         vm.close_fds()
         self.vms.pop(vm.vm_id, None)
+        self._requests.vm_gone(vm.vm_id)
         self.worker.close_vm(vm.vm_id)
 
     def _attach_or_report(self, vm: Vm) -> None:
@@ -300,7 +318,7 @@ class Deployment:
                 self.prepared.policy,
                 self.prepared.plugins[vm.plugin],
                 channel_id=vm.vm_id,
-                ring_bytes=self._settings.ring_bytes,
+                ring_bytes=vm.fds.ring_bytes,
                 redaction_key=self._redaction_key,
                 drain_timeout_s=self._settings.drain_timeout_s,
             )
@@ -316,12 +334,14 @@ class Deployment:
     def _down(
         self, front: ChannelUser, name: str, reason: str, *, removed: bool = False, starting: bool = False
     ) -> None:
-        frame = front_frames.plugin_down(self.prepared.policy, name, reason, removed=removed, starting=starting)
-        front.send(frame, (self.prepared.text.fd,))
+        policy = self.prepared.policy.plugin(name)
+        if policy is not None and is_for(front, policy):
+            frame = front_frames.plugin_down(self.prepared.policy, name, reason, removed=removed, starting=starting)
+            front.send(frame, (self.prepared.text.fd,))
 
     # --- what the worker says ---
 
-    def _event(self, event: worker_protocol.Event) -> None:
+    def _event(self, event: worker_protocol.Event) -> None:  # noqa: PLR0912 - one for each kind
         match event:
             case worker_protocol.Ready():
                 self._ready.set_result(None)
@@ -337,16 +357,26 @@ class Deployment:
                         self.vms[usage.vm_id].usage = usage
                 if event.number % PONGS_PER_METRICS == 0:
                     self.read_metrics()
+            case CalloutPiece() if event.vm_id in self.vms:
+                self._requests.callout(event, self.vms[event.vm_id].plugin)
+            case worker_protocol.SharedAsk():
+                self._requests.shared_data(event)
+            case FileChanges():
+                self._requests.file_changes(event)
             case Report():
-                self._metrics(event)
+                self._reported(event)
+            case CalloutPiece():
+                pass  # the VM was closed meanwhile: nobody waits for an answer
             case worker_protocol.VmClosed() | worker_protocol.WorkerFailed():
                 pass
 
-    def _metrics(self, report: Report) -> None:
+    def _reported(self, report: Report) -> None:
         vm = self.vms.get(report.vm_id)
         if vm is not None:
             most = self.prepared.plugins[vm.plugin].policy.limits.metrics
-            self.metrics.setdefault(vm.plugin, PluginMetrics(most)).take(report)
+            metrics = self._metrics.setdefault(vm.plugin, PluginMetrics(most))
+            metrics.most = most
+            metrics.take(report)
 
     def _plugin_loaded(self, event: worker_protocol.PluginLoaded) -> None:
         name = next(name for name, number in self._plugin_ids.items() if number == event.plugin_id)
@@ -376,6 +406,7 @@ class Deployment:
         vm = self.vms.get(event.vm_id)
         if vm is None:
             return
+        self._requests.vm_gone(vm.vm_id)
         ruling = self._crashes.vm_failed(vm.plugin, event)
         text = failure_text(event, self.prepared.plugins[vm.plugin].policy)
         view = self.worker.view.vms.get(vm.vm_id)
@@ -397,7 +428,14 @@ class Deployment:
     def _restart_vm(self, vm_id: int) -> None:
         vm = self.vms.get(vm_id)
         if vm is not None and not self.gone and not self._crashes.quarantine(vm.plugin):
-            self.worker.restart_vm(vm_id)
+            plugin = self.prepared.plugins[vm.plugin]
+            if plugin.folders:  # they are not what they were when the VM started first
+                blob = plugin.configuration(
+                    self._ring_bytes(plugin), self._settings.log_level, self.prepared.policy.shared
+                )
+                self.worker.restart_vm(vm_id, (blob.fd,))
+            else:
+                self.worker.restart_vm(vm_id)
 
     def _quarantine(self, name: str) -> None:
         """
@@ -426,6 +464,7 @@ class Deployment:
 
     def _worker_gone(self, end: Exit) -> None:
         self.gone = True
+        self._requests.close()
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         error = WorkerError(f"worker {self.worker.pid} {end.sentence}")
@@ -437,6 +476,8 @@ class Deployment:
                 future.exception()  # whoever waits gets it; if nobody does, that is no news
         for vm in self.vms.values():
             vm.close_fds()
+            if vm.plugin in self._metrics:
+                self._metrics[vm.plugin].gone(vm.vm_id)
             if vm.attached:
                 vm.front.send(front_frames.detach(vm.vm_id, str(error)))
             if self.live:

@@ -58,6 +58,16 @@ class FrontListener(Protocol):
         """No front can be forked any more."""
 
 
+class Sibling(Protocol):
+    """Another child of the zygote."""
+
+    def forked(self, pid: int) -> None:
+        """It has been forked."""
+
+    def exited(self, pid: int, status: int) -> None:
+        """It has ended."""
+
+
 class Front:
     """One front process, from the request to fork it to the end of its control socket."""
 
@@ -180,6 +190,8 @@ class Fronts:
         self._loop = asyncio.get_running_loop()
         self.zygote = zygote
         self.listener = listener
+        self.siblings: dict[int, Sibling] = {}
+        """Who else is told what the zygote says, by index."""
         self.count = count
         self.restarts = 0
         self._fronts: dict[int, Front] = {}
@@ -285,6 +297,9 @@ class Fronts:
                 self.listener.zygote_gone()
             return
         kind, index, pid, status = report
+        if (sibling := self.siblings.get(index)) is not None:
+            sibling.exited(pid, status) if kind is Report.EXITED else sibling.forked(pid)
+            return
         if kind is Report.EXITED:
             dying = self._dying.pop(pid, None)
             if dying is not None:

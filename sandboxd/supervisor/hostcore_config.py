@@ -5,7 +5,7 @@ What hostcore is told of a plugin, built from its policy. Pure; the layout is `s
 from __future__ import annotations
 
 from sandboxd import limits
-from sandboxd.policy.model import Clock, HeaderLeniency, PluginPolicy
+from sandboxd.policy.model import Clock, HeaderLeniency, PluginPolicy, SharedPolicy
 from sandboxd.vm.artefacts import Manifest
 from sandboxd.vm.config_blob import Flag, VmConfig, VmLimits
 
@@ -13,7 +13,15 @@ HEAP_BYTES = 96 * limits.MIB
 """Of hostcore's memory for all streams of one VM; pages are only touched when used."""
 
 
-def vm_config(plugin: PluginPolicy, manifest: Manifest, ring_bytes: int, log_level: int = 0) -> VmConfig:
+def vm_config(
+    plugin: PluginPolicy,
+    manifest: Manifest,
+    ring_bytes: int,
+    log_level: int = 0,
+    shared: SharedPolicy | None = None,
+    *,
+    folders: bytes = b"",
+) -> VmConfig:
     """
     Return what one VM of a plugin is told.
 
@@ -22,6 +30,8 @@ def vm_config(plugin: PluginPolicy, manifest: Manifest, ring_bytes: int, log_lev
         manifest: of its compiled module.
         ring_bytes: size of each ring of the channel.
         log_level: lowest level that is sent, 0 (trace) to 5 (critical).
+        shared: what the tenant allows in its shared region; None: the defaults.
+        folders: its preopened folders, as `sandboxd.vm.folder_blob` encodes them.
     """
     return VmConfig(
         plugin_name=plugin.name,
@@ -29,18 +39,21 @@ def vm_config(plugin: PluginPolicy, manifest: Manifest, ring_bytes: int, log_lev
         vm_id=plugin.vm.vm_id,
         abi=manifest.abi,
         callbacks=frozenset(manifest.granted_callbacks),
-        limits=_limits(plugin),
+        limits=_limits(plugin, shared or SharedPolicy()),
         ring_bytes=ring_bytes,
-        flags=_flags(plugin),
+        flags=_flags(plugin) | (Flag.REMOTE_SHARED if shared and shared.backend else Flag(0)),
         log_level=log_level,
         vm_configuration=plugin.vm.configuration,
         plugin_configuration=plugin.configuration,
         environment=plugin.vm.environment,
         denied_properties=denied_properties(plugin),
+        folders=folders,
+        open_files=plugin.wasi.open_files,
+        upstreams=tuple(upstream.name for upstream in plugin.callouts.upstreams),
     )
 
 
-def _limits(plugin: PluginPolicy) -> VmLimits:
+def _limits(plugin: PluginPolicy, shared: SharedPolicy) -> VmLimits:
     asked = plugin.limits
     return VmLimits(
         heap_bytes=HEAP_BYTES,
@@ -53,6 +66,11 @@ def _limits(plugin: PluginPolicy) -> VmLimits:
         host_calls_per_event=asked.host_calls_per_event,
         local_response_bytes=limits.MAX_LOCAL_RESPONSE_BODY_BYTES,
         property_bytes=limits.MAX_PROPERTY_VALUE_BYTES,
+        callouts=plugin.callouts.concurrency,
+        callout_bytes=limits.MAX_CALLOUT_REQUEST_BYTES,
+        min_tick_ms=asked.tick_period_ns // limits.MS_NS,
+        shared_value_bytes=shared.value_bytes,
+        queue_items=shared.queue_items,
     )
 
 

@@ -26,7 +26,7 @@ from sandboxd.errors import WorkerError
 from sandboxd.jail.jailer import Jailer
 from sandboxd.jail.waiter import worker_pid
 from sandboxd.log import one_line
-from sandboxd.policy.model import PluginPolicy
+from sandboxd.policy.model import PluginPolicy, SharedPolicy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import exits, frames, launch
 from sandboxd.supervisor.deployment import LOAD_TIMEOUT_S, START_SLACK_S
@@ -78,6 +78,7 @@ class LocalSandbox:
         ring_bytes: size of each ring of its channels.
         spin: empty looks at a ring before a VM sleeps.
         jailer: of its processes; None: this machine's, with nothing tolerated.
+        shared: what the tenant allows in its shared region; None: the defaults.
 
     The worker ends with the thread that made the sandbox.
 
@@ -97,6 +98,7 @@ class LocalSandbox:
         ring_bytes: int = limits.DEFAULT_RING_BYTES,
         spin: int = 0,
         jailer: Jailer | None = None,
+        shared: SharedPolicy | None = None,
     ) -> None:
         self.prepared = prepared or prepare_plugin(plugin, cache_directory, jailer)
         self.plugin = plugin
@@ -109,7 +111,8 @@ class LocalSandbox:
         self._spin = spin
         self._next_vm_id = 1
         self._vms: list[SyncVm] = []
-        self._shared = SharedRegion()
+        self._shared_policy = shared or SharedPolicy()
+        self._shared = SharedRegion(self._shared_policy.memory_bytes)
         with frames.Pair() as pair:
             self._process: subprocess.Popen[bytes] = launch.start(pair.theirs)
             self._socket: socket.socket = pair.ours
@@ -166,7 +169,7 @@ class LocalSandbox:
     def _start_vm(self, channel: ChannelFds) -> None:
         vm_id = self._next_vm_id
         self._next_vm_id += 1
-        blob = self.prepared.configuration(self._ring_bytes)
+        blob = self.prepared.configuration(self._ring_bytes, shared=self._shared_policy)
         request = self.prepared.open_request(vm_id, _PLUGIN_ID, self._ring_bytes, self._spin, restarts=RESTARTS)
         self.view.vms[vm_id] = VmView(_PLUGIN_ID, starts=1 + RESTARTS)
         self._send(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 _log = logging.getLogger(__name__)
 
+SEND_TIMEOUT_S = 1.0
+
 
 class Notifier:
     """Sends state to ``NOTIFY_SOCKET``; does nothing if there is none."""
@@ -42,6 +44,8 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                # The kernel queues about ten messages; past that a manager that does not read would stop us for good.
+                sock.settimeout(SEND_TIMEOUT_S)
                 sock.sendto(text.encode(), self._address)
         except OSError as error:
             _log.warning("systemd cannot be told %s: %s", text.partition("=")[0], error)

@@ -31,6 +31,7 @@ class Outbox:
         self._loop = loop
         self._socket = sock
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._waiting_bytes = 0
 
     def send(self, frame: frames.Message, fds: Sequence[int] = ()) -> None:
         """
@@ -47,7 +48,17 @@ class Outbox:
         if len(self._queue) >= MAX_QUEUED_FRAMES:
             raise OutboxFullError("does not read its control socket")
         self._queue.append((data, tuple(os.dup(fd) for fd in fds)))
+        self._waiting_bytes += len(data)
         self._loop.add_writer(self._socket, self._writable)
+
+    def __len__(self) -> int:
+        """Frames that wait."""
+        return len(self._queue)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the frames that wait."""
+        return self._waiting_bytes
 
     def close(self) -> None:
         """Drop what waits; call before the socket is closed."""
@@ -72,6 +83,7 @@ class Outbox:
             if not self._try(data, fds):
                 return
             self._queue.popleft()
+            self._waiting_bytes -= len(data)
             _close_all(fds)
         self._loop.remove_writer(self._socket)
 

@@ -8,7 +8,7 @@ that run.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,7 +81,12 @@ def _read(metric: control.Metric) -> tuple[Key, Value]:
     kind = MetricType(metric.type)
     if metric.buckets and kind is not MetricType.HISTOGRAM:
         raise WorkerError("reported buckets of a metric that is no histogram")
-    return Key(kind, metric.name.decode("utf-8", "replace")), Value(metric.value, tuple(metric.buckets))
+    return Key(kind, _printable(metric.name)), Value(metric.value, tuple(metric.buckets))
+
+
+def _printable(name: bytes) -> str:
+    """Return a name that can be shown anywhere; names that differ only in what cannot be shown become one."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name.decode("utf-8", "replace"))
 
 
 @dataclass(slots=True)
@@ -93,14 +98,14 @@ class _Vm:
 
 class PluginMetrics:
     """
-    The metrics of one plugin.
+    The metrics of one plugin, over all workers that run it.
 
     Args:
         most: how many are kept; further names are counted in `dropped` and forgotten.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._past: dict[Key, Value] = {}
         self._vms: dict[int, _Vm] = {}
         self.dropped = 0
@@ -113,7 +118,7 @@ class PluginMetrics:
             self._retire(vm)
             vm.generation = report.generation
         for key, value in report.metrics:
-            if key in vm.arriving or len(vm.arriving) < self._most:
+            if key in vm.arriving or len(vm.arriving) < self.most:
                 vm.arriving[key] = value
             else:
                 self.dropped += 1
@@ -128,7 +133,7 @@ class PluginMetrics:
 
     def _retire(self, vm: _Vm) -> None:
         for key, value in vm.now.items():
-            if key.type is not MetricType.GAUGE and (key in self._past or len(self._past) < self._most):
+            if key.type is not MetricType.GAUGE and (key in self._past or len(self._past) < self.most):
                 self._past[key] = self._past.get(key, Value(0)).plus(value)
         vm.now, vm.arriving = {}, {}
 
@@ -137,15 +142,6 @@ class PluginMetrics:
         found = dict(self._past)
         for vm in self._vms.values():
             for key, value in vm.now.items():
-                if key in found or len(found) < self._most:
+                if key in found or len(found) < self.most:
                     found[key] = found.get(key, Value(0)).plus(value)
         return found
-
-
-def merged(parts: Iterable[Mapping[Key, Value]]) -> Mapping[Key, Value]:
-    """Add up totals, of several deployments of one plugin."""
-    found: dict[Key, Value] = {}
-    for part in parts:
-        for key, value in part.items():
-            found[key] = found.get(key, Value(0)).plus(value)
-    return found

@@ -21,8 +21,10 @@ from sandboxd.compiler.client import CompileSettings, HostCode, compile_module, 
 from sandboxd.errors import ModuleRejected, PolicyError, SandboxdError
 from sandboxd.jail.jailer import Jailer
 from sandboxd.policy.load import verify_module
-from sandboxd.policy.model import PluginPolicy, TenantPolicy
+from sandboxd.policy.model import PluginPolicy, SharedPolicy, TenantPolicy
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import upstream_tls
+from sandboxd.supervisor.folders import Mount, encoded, open_folders
 from sandboxd.supervisor.hostcore_config import vm_config
 from sandboxd.vm import config_blob
 from sandboxd.vm.artefacts import Manifest
@@ -47,6 +49,7 @@ class PreparedPlugin:
     policy: PluginPolicy
     manifest: Manifest
     bundle: Blob = field(repr=False)
+    folders: tuple[Mount, ...] = field(default=(), repr=False)
 
     @property
     def imported_functions(self) -> tuple[str, ...]:
@@ -63,16 +66,17 @@ class PreparedPlugin:
             memory_bytes=self.policy.vm.memory_bytes,
             cpu_per_call_ns=asked.cpu_per_call_ns,
             start_cpu_ns=asked.start_time_ns,
+            table_elements=asked.table_elements,
         )
 
     def open_request(self, vm_id: int, plugin_id: int, ring_bytes: int, spin: int, restarts: int = 0) -> control.OpenVm:
         """Return the frame that has a worker start a VM; ``restarts`` as in `control.OpenVm`."""
         return control.OpenVm(vm_id=vm_id, plugin_id=plugin_id, ring_bytes=ring_bytes, spin=spin, restarts=restarts)
 
-    def configuration(self, ring_bytes: int, log_level: int = 0) -> Blob:
-        """Return the configuration blob of one VM, with fresh entropy; ``log_level`` as for `vm_config`."""
+    def configuration(self, ring_bytes: int, log_level: int = 0, shared: SharedPolicy | None = None) -> Blob:
+        """Return the configuration blob of one VM, with fresh entropy; arguments as for `vm_config`."""
         data = config_blob.encode(
-            vm_config(self.policy, self.manifest, ring_bytes, log_level),
+            vm_config(self.policy, self.manifest, ring_bytes, log_level, shared, folders=encoded(self.folders)),
             entropy=secrets.token_bytes(config_blob.ENTROPY_BYTES),
             start_time_ns=time.time_ns(),
         )
@@ -98,6 +102,8 @@ class PreparedTenant:
     plugins: Mapping[str, PreparedPlugin]
     problems: Mapping[str, PluginProblem]
     """By plugin name; disjoint from `plugins`."""
+    material: Blob | None = None
+    """What the TLS files of callouts hold, for the egress broker. None: no plugin may call out."""
 
 
 def policy_text(policy: TenantPolicy) -> str:
@@ -143,7 +149,7 @@ def prepare_plugin(
         SandboxdError: it could not be compiled this time.
     """
     bundle = compile_module(
-        verify_module(plugin.module),
+        verify_module(plugin.module, plugin.limits.module_bytes),
         CompileSettings(granted=plugin.capabilities, memory_bytes=plugin.vm.memory_bytes),
         timeout_s=COMPILE_TIMEOUT_S,
         cache_directory=cache_directory,
@@ -151,7 +157,7 @@ def prepare_plugin(
         host=our_code(),
         jailer=jailer,
     )
-    return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data))
+    return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data), open_folders(plugin.wasi.folders))
 
 
 def prepare_tenant(
@@ -171,14 +177,18 @@ def prepare_tenant(
     text = Blob("policy", policy_text(policy).encode())
     plugins: dict[str, PreparedPlugin] = {}
     problems: dict[str, PluginProblem] = {}
+    files: dict[str, bytes] = {}
     for plugin in policy.plugins:
         try:
+            files.update(upstream_tls.read_files(plugin, policy.source_path))
             plugins[plugin.name] = prepare_plugin(plugin, cache_directory, jailer, artefact_key)
         except ModuleRejected as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=True)
         except SandboxdError as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=False)
-    return PreparedTenant(policy, text, plugins, problems)
+    calls_out = any(plugin.callouts.upstreams for plugin in policy.plugins)
+    material = Blob("material", upstream_tls.encode_files(files.items())) if calls_out else None
+    return PreparedTenant(policy, text, plugins, problems, material)
 
 
 def try_again(policy: TenantPolicy) -> None:

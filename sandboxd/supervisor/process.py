@@ -19,8 +19,10 @@ from sandboxd.jail.full_plan import JailPlan
 from sandboxd.jail.waiter import worker_pid
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
+from sandboxd.supervisor.callouts import CalloutPiece
 from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
+from sandboxd.supervisor.throttle import Throttle
 from sandboxd.supervisor.worker_protocol import Event, VmState, VmView, WorkerView
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,13 @@ FRAMES_PER_SECOND = 2000
 FRAMES_BURST = 20_000
 """A worker with 64 plugins x 32 fronts says 2000 things at its start."""
 FRAMES_PER_TURN = 64
+CALLOUTS_PER_SECOND = 8000
+CALLOUTS_BURST = 4000
+"""Of callouts a worker may ask as fast as it likes: it is read no faster than this, in pieces of 16 KiB."""
+CALLOUT_UNIT_BYTES = 16 * 1024
+CONGESTION_PAUSE_S = 0.005
+SLOW_READER_FRAMES = 256
+"""A worker that has so much to read gets one callout in, each pause."""
 STDERR_TAIL_BYTES = 4096
 
 
@@ -66,6 +75,10 @@ class WorkerProcess:
         self._stderr_tail = b""
         self._allowance = float(FRAMES_BURST)
         self._allowance_s = self._loop.time()
+        self._callouts = Throttle(CALLOUTS_PER_SECOND, CALLOUTS_BURST)
+        self._pause: asyncio.TimerHandle | None = None
+        self.congested: Callable[[], bool] = lambda: False
+        """Whether callouts have to wait because others' are under way."""
         self._last_pong_s = self._loop.time()
         self.cgroup = spec.cgroup
         launched = spec.launch()
@@ -144,13 +157,16 @@ class WorkerProcess:
         self.view.vms[request.vm_id] = VmView(request.plugin_id)
         self.send(control.ToWorker(open_vm=request), fds)
 
-    def restart_vm(self, vm_id: int) -> None:
-        """Give a VM that failed leave to start again; a `VmStarted` or `VmFailed` event follows."""
+    def restart_vm(self, vm_id: int, fds: Sequence[int] = ()) -> None:
+        """
+        Give a VM that failed leave to start again; a `VmStarted` or `VmFailed` event follows. ``fds``: none, or the
+        configuration that it starts with from now on, which stays ours.
+        """
         vm = self.view.vms.get(vm_id)
         if vm is not None and vm.state is VmState.FAILED:
             vm.state = VmState.STARTING
             vm.starts += 1
-            self.send(control.ToWorker(restart_vm=control.RestartVm(vm_id=vm_id)))
+            self.send(control.ToWorker(restart_vm=control.RestartVm(vm_id=vm_id)), fds)
 
     def close_vm(self, vm_id: int) -> None:
         """Have a VM shut down; a `VmClosed` event follows."""
@@ -184,6 +200,10 @@ class WorkerProcess:
         except OutboxFullError as error:
             self.kill(str(error))
 
+    def waiting_bytes(self) -> int:
+        """Return how much it has not read, beside what is in the kernel."""
+        return self._outbox.waiting_bytes
+
     # --- incoming, hostile ---
 
     def _readable(self) -> None:
@@ -193,8 +213,16 @@ class WorkerProcess:
                 if not data:
                     self._end_of_socket()
                     return
-                self._spend_allowance()
-                self._handle(self.view.feed(data))
+                event = self.view.feed(data)
+                if isinstance(event, CalloutPiece):
+                    self._handle(event)
+                    if self._paused(len(data)):
+                        return
+                elif isinstance(event, worker_protocol.SharedAsk):  # as fast as it is answered, and no faster
+                    self._handle(event)
+                else:
+                    self._spend_allowance()
+                    self._handle(event)
             except BlockingIOError:
                 return
             except (WorkerError, frames.FrameTooLongError) as error:
@@ -221,6 +249,26 @@ class WorkerProcess:
         self._allowance_s = now_s
         if self._allowance < 0:
             raise WorkerError("floods its control socket")
+
+    def _paused(self, size: int) -> bool:
+        """Return True if the worker is not read for a while: callouts are slowed down, never a reason to kill."""
+        wait_s = self._callouts.spend(1 + size / CALLOUT_UNIT_BYTES, self._loop.time())
+        if self.congested() or len(self._outbox) > SLOW_READER_FRAMES:
+            wait_s = max(wait_s, CONGESTION_PAUSE_S)
+        if not wait_s or self._socket.fileno() < 0 or self.exited:
+            return False
+        self._loop.remove_reader(self._socket)
+        self._pause = self._loop.call_later(wait_s, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        self._pause = None
+        if self._socket.fileno() < 0 or self.killed_for:
+            return
+        if self.congested():
+            self._pause = self._loop.call_later(CONGESTION_PAUSE_S, self._resume)
+        else:
+            self._loop.add_reader(self._socket, self._readable)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, worker_protocol.Ready):
@@ -285,7 +333,10 @@ class WorkerProcess:
         words = exits.last_words(self._stderr_tail)
         if words and not self.stopping:
             text = f"{text}; its last words: {words}"
-        self._on_exit(Exit(text, cause))
+        on_exit = self._on_exit
+        # Whoever listens holds this object. Without the way back, what it holds (memory files) is freed with it.
+        self._on_event, self._on_exit = _nobody, _nobody
+        on_exit(Exit(text, cause))
 
     def _drain_socket(self) -> None:
         """Hear what it said before it died: the reason is often there."""
@@ -293,7 +344,14 @@ class WorkerProcess:
             self._readable()
 
     def _close_socket(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._outbox.close()
             self._socket.close()
+
+
+def _nobody(_: object) -> None:
+    """Nobody listens any more."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import asyncio
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -12,6 +12,7 @@ from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.supervisor.cgroups import usage_status
 from sandboxd.supervisor.crash_reports import subject_of
 from sandboxd.supervisor.deployment import Deployment
+from sandboxd.supervisor.front_totals import read
 from sandboxd.supervisor.fronts import Front, Fronts
 from sandboxd.supervisor.ledger import Ledger, Subject
 from sandboxd.supervisor.ledger_file import crash_json, entry_json
@@ -54,22 +55,20 @@ def _front(front: Front, streams: int, now_s: float) -> Json:
         "addresses": list(front.addresses),
         "uptime_s": round(now_s - front.started_s, 1),
         "streams": streams,
-        "counters": _counters(front.counters_json),
+        "counters": read(front.counters_json),
         **process_usage(front.pid),
     }
 
 
-def _counters(text: str) -> dict[str, Json]:
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return {str(key): value for key, value in found.items() if isinstance(value, dict)}
-    return {}
-
-
-def pool_status(pool: Pool, ledger: Ledger, now_s: float) -> list[Json]:
-    """Describe the tenants, by name."""
-    return [_tenant(pool.tenants[name], ledger, now_s) for name in sorted(pool.tenants)]
+async def pool_status(pool: Pool, ledger: Ledger, now_s: float) -> list[Json]:
+    """Describe the tenants, by name; others have their turn in between, since there may be many."""
+    found = []
+    for name in sorted(pool.tenants):
+        tenant = pool.tenants.get(name)
+        if tenant is not None:
+            found.append(_tenant(tenant, ledger, now_s))
+        await asyncio.sleep(0)
+    return found
 
 
 def crashes_status(ledger: Ledger, tenant: str, plugin: str) -> list[Json]:
@@ -89,9 +88,15 @@ def _tenant(tenant: Tenant, ledger: Ledger, now_s: float) -> Json:
         "last_error": tenant.last_error,
         "restarts": tenant.restarts,
         "draining_workers": [draining.worker.pid for draining in tenant.draining],
+        "shared": _shared(tenant),
         "worker": _worker(deployment, now_s) if deployment else None,
         "plugins": _plugins(deployment, ledger) if deployment else [],
     }
+
+
+def _shared(tenant: Tenant) -> Json:
+    use = asdict(tenant.shared.use())
+    return {**use.pop("counts"), **use}
 
 
 def _worker(deployment: Deployment, now_s: float) -> Json:
@@ -126,6 +131,7 @@ def _plugin(deployment: Deployment, ledger: Ledger, name: str) -> Json:
     vms = [vm for vm in deployment.vms.values() if vm.plugin == name]
     return {
         "plugin": name,
+        "kind": str(policy.kind) if policy else "",
         "module": str(policy.module.path) if policy else "",
         "module_sha256": policy.module.sha256 if policy else "",
         "abi": prepared.manifest.abi.text if prepared else "",

@@ -22,17 +22,20 @@ from typing import TypeAlias
 
 from sandboxd.channel.async_vm import OVERDUE_TEXT
 from sandboxd.errors import JailError, SandboxdError, WorkerError
+from sandboxd.log import one_line
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.supervisor import front_frames
 from sandboxd.supervisor.backoff import Backoff
-from sandboxd.supervisor.crash_reports import CrashReports
+from sandboxd.supervisor.crash_reports import MAX_MESSAGE_CHARACTERS, CrashReports
 from sandboxd.supervisor.deployment import Deployment, Settings
+from sandboxd.supervisor.egress import Egress
 from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.ledger import Ledger
+from sandboxd.supervisor.plugin_metrics import PluginMetrics
 from sandboxd.supervisor.prepare import Blob, PluginProblem, PreparedTenant, policy_text, try_again
 from sandboxd.supervisor.shared_region import SharedRegion
-from sandboxd.supervisor.users import ChannelUser, UserSet
+from sandboxd.supervisor.users import ChannelUser, UserSet, is_for
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Services:
     redaction_key: Callable[[str], bytes]
     worker_spec: Callable[[TenantPolicy], WorkerSpec]
     ledger: Ledger
+    egress: Egress | None = None
 
 
 class Tenant:
@@ -90,7 +94,9 @@ class Tenant:
         self.current: Deployment | None = None
         self.draining: list[Deployment] = []
         self._prepared: PreparedTenant | None = None
-        self._shared = SharedRegion()
+        self.shared = SharedRegion()
+        self.metrics: dict[str, PluginMetrics] = {}
+        """What the plugins have reported, by name, over all deployments."""
         self._incoming: Deployment | None = None
         self._start_delay_s: float | None = None
         """What the ledger said of the worker that died while it started."""
@@ -186,7 +192,7 @@ class Tenant:
                 self.current = None
             elif self.policy is not None:
                 for front in self._services.fronts.ready.values():
-                    for plugin in self.policy.plugins:
+                    for plugin in (one for one in self.policy.plugins if is_for(front, one)):
                         front.send(front_frames.plugin_down(self.policy, plugin.name, "removed", removed=True))
 
     async def stop(self) -> None:
@@ -247,9 +253,10 @@ class Tenant:
             return  # the file has changed since: `apply` says so
         for front in fronts:
             for plugin in self.policy.plugins:
-                reason = self.error or "it is starting"
-                frame = front_frames.plugin_down(self.policy, plugin.name, reason, starting=not self.error)
-                front.send(frame, (text.fd,))
+                if is_for(front, plugin):
+                    reason = self.error or "it is starting"
+                    frame = front_frames.plugin_down(self.policy, plugin.name, reason, starting=not self.error)
+                    front.send(frame, (text.fd,))
 
     def _deployments(self) -> list[Deployment]:
         return [d for d in (self.current, *self.draining) if d is not None]
@@ -282,11 +289,16 @@ class Tenant:
         old, self.current = self.current, new
         self._prepared, self.policy = prepared, prepared.policy
         self._has_served = True
+        self.shared = new.shared
+        for name in self.metrics.keys() - {plugin.name for plugin in prepared.policy.plugins}:
+            del self.metrics[name]
         self.error = ""
+        for name, problem in prepared.problems.items():
+            _log.error("tenant %s: plugin %s: %s", self.name, name, one_line(problem.text, MAX_MESSAGE_CHARACTERS))
         new.go_live()
         if old is not None:
-            kept = {plugin.name for plugin in prepared.policy.plugins}
-            self._retire(old, [p.name for p in old.prepared.policy.plugins if p.name not in kept])
+            kept = {(plugin.name, plugin.kind) for plugin in prepared.policy.plugins}
+            self._retire(old, [p.name for p in old.prepared.policy.plugins if (p.name, p.kind) not in kept])
         self._plan_retry(prepared)
         return problems_text(new.problems)
 
@@ -331,8 +343,15 @@ class Tenant:
             redaction_key=self._services.redaction_key(self.name),
             on_gone=self._deployment_gone,
             crashes=CrashReports(self._services.ledger, prepared.policy),
-            shared=self._shared,
+            shared=self._region(prepared.policy),
+            metrics=self.metrics,
+            egress=self._services.egress,
         )
+
+    def _region(self, policy: TenantPolicy) -> SharedRegion:
+        """Return the region for a version: the one that there is, unless the version wants one of another size."""
+        size = policy.shared.memory_bytes
+        return self.shared if self.shared.size == size else SharedRegion(size)
 
     def _retire(self, deployment: Deployment, removed: list[str]) -> None:
         if not deployment.gone:

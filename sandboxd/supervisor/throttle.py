@@ -24,3 +24,13 @@ class Throttle:
             return False
         self._left -= 1
         return True
+
+    def spend(self, amount: float, now_s: float) -> float:
+        """Take so much, more than there is if need be; return how long to wait until the debt is paid."""
+        if self._last_s == 0.0 and self._left < 0:
+            self._left = self.burst
+        else:
+            self._left = min(self.burst, self._left + (now_s - self._last_s) * self.per_second)
+        self._last_s = now_s
+        self._left -= amount
+        return max(0.0, -self._left / self.per_second)

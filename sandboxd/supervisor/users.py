@@ -1,12 +1,19 @@
-"""Who uses channels: fronts, and clients of the attach socket. Deployments know them by what is written here."""
+"""
+Who uses channels: fronts, clients of the attach socket, and what has the services. Deployments know them by what is
+written here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from sandboxd.policy.model import PluginKind, PluginPolicy
 from sandboxd.protos import control_pb2 as control
+
+SERVICES_INDEX: Final = -1
+"""Number of the one user that has the services; fronts and clients count from 0."""
 
 
 class ChannelUser(Protocol):
@@ -24,6 +31,11 @@ class ChannelUser(Protocol):
 
     def superseded(self, channel_id: int) -> None:
         """Its channel's version is replaced: new streams must go elsewhere."""
+
+
+def is_for(user: ChannelUser, plugin: PluginPolicy) -> bool:
+    """Return whether a user may have channels of a plugin, and is told of it: services are for one alone."""
+    return (user.index == SERVICES_INDEX) == (plugin.kind is PluginKind.SERVICE)
 
 
 class UserSet(Protocol):

@@ -16,16 +16,23 @@ from typing import TypeAlias
 from google.protobuf.message import DecodeError
 
 from sandboxd.errors import WorkerError
+from sandboxd.limits import KIB
 from sandboxd.log import one_line
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor.callouts import CalloutPiece
+from sandboxd.supervisor.folders import FileChanges, read_changes
 from sandboxd.supervisor.plugin_metrics import Report, read_report
+from sandboxd.supervisor.questions import Question, read_question
 
 MAX_LAYERS = 64
 MAX_TEXT_BYTES = 4096
 METRICS_FRAMES_PER_VM = 400
 """Each time the metrics are asked for: what hostcore sends at most, 16 MiB, in frames of 48 KiB."""
 MAX_MESSAGE_BYTES = 1024
+MAX_PIECE_BYTES = 48 * KIB
+"""Of a callout."""
 MAX_NAME_BYTES = 256
+MAX_QUESTIONS = 4
 MAX_FRAMES = 20
 
 
@@ -54,6 +61,8 @@ class VmView:
     failed_generation: int = 0
     """The last that the worker said has failed."""
     crashes: int = 0
+    asking: int = 0
+    """Questions for shared data that is kept outside, not answered yet."""
 
     @property
     def waits(self) -> bool:
@@ -137,7 +146,29 @@ class WorkerFailed:
     message: str
 
 
-Event: TypeAlias = Ready | PluginLoaded | VmStarted | VmFailed | VmClosed | Pong | Report | WorkerFailed
+@dataclass(frozen=True, slots=True)
+class SharedAsk:
+    """A VM asks for shared data that is kept outside."""
+
+    vm_id: int
+    plugin_id: int
+    number: int
+    question: Question
+
+
+Event: TypeAlias = (
+    Ready
+    | PluginLoaded
+    | VmStarted
+    | VmFailed
+    | VmClosed
+    | Pong
+    | Report
+    | CalloutPiece
+    | FileChanges
+    | SharedAsk
+    | WorkerFailed
+)
 
 
 @dataclass(slots=True)
@@ -297,8 +328,27 @@ def _vm_metrics(view: WorkerView, frame: control.FromWorker) -> Event:
 
 
 def _callout(view: WorkerView, frame: control.FromWorker) -> Event:
-    view._vm(frame.callout.vm_id)
-    raise WorkerError("called out, though no policy names an upstream")
+    """What it asks for is the broker's to read."""
+    asked = frame.callout
+    view._vm(asked.vm_id)
+    if len(asked.data) > MAX_PIECE_BYTES:
+        raise WorkerError(f"sent a piece of a callout of {len(asked.data)} bytes")
+    return CalloutPiece(asked.vm_id, asked.call_id, asked.data, asked.more)
+
+
+def _shared_ask(view: WorkerView, frame: control.FromWorker) -> Event:
+    """A VM that waits asks nothing else, but for one that has given up."""
+    asked = frame.shared_ask
+    vm = view._vm(asked.vm_id)
+    if vm.asking == MAX_QUESTIONS:
+        raise WorkerError(f"asked for VM {asked.vm_id} while it waits for answers")
+    vm.asking += 1
+    return SharedAsk(asked.vm_id, vm.plugin_id, asked.number, read_question(asked.data))
+
+
+def _file_changes(view: WorkerView, frame: control.FromWorker) -> Event:
+    vm = view._vm(frame.file_changes.vm_id)
+    return read_changes(frame.file_changes, vm.plugin_id)
 
 
 _HANDLERS: dict[str, Callable[[WorkerView, control.FromWorker], Event]] = {
@@ -310,6 +360,8 @@ _HANDLERS: dict[str, Callable[[WorkerView, control.FromWorker], Event]] = {
     "pong": _pong,
     "vm_metrics": _vm_metrics,
     "callout": _callout,
+    "file_changes": _file_changes,
+    "shared_ask": _shared_ask,
     "error": _error,
 }
 

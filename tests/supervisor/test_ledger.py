@@ -314,6 +314,7 @@ def test_an_exit_has_a_cause(return_code: int, cause: ExitCause) -> None:
         ("memory_limit", "unreachable", False, "the limit is 32MiB: vm.memory"),
         ("memory_limit", "does not fit in the host's heap", False, "limits.body_buffer and limits.open_streams"),
         ("host_call_limit", "", False, "the limit is 100000: limits.host_calls_per_event"),
+        ("internal", "minimum size of 7 elements exceeds table limits", True, "1000000: limits.table_elements"),
         ("trap", "call stack exhausted", False, "512KiB, which no policy changes"),
         ("trap", "unreachable", False, ""),
         ("rubbish", "", False, ""),

@@ -136,6 +136,23 @@ class TestNotifier:
             Notifier({"NOTIFY_SOCKET": "@" + name}).watchdog()
             assert sock.recv(100) == b"WATCHDOG=1"
 
+    @pytest.mark.timeout(20)
+    def test_a_manager_that_does_not_read(
+        self, short_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Costs messages, never the daemon: the kernel queues only so many."""
+        monkeypatch.setattr("sandboxd.supervisor.notify.SEND_TIMEOUT_S", 0.01)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(str(short_path / "n"))
+            notifier = Notifier({"NOTIFY_SOCKET": str(short_path / "n")})
+            for _ in range(1000):
+                notifier.watchdog()
+                if "cannot be told WATCHDOG" in caplog.text:
+                    break
+            else:
+                pytest.fail("the queue never filled: the test shows nothing")
+            assert sock.recv(100) == b"WATCHDOG=1"
+
     def test_without_systemd(self) -> None:
         """Nothing happens; a watchdog of another process is not ours."""
         Notifier({}).ready("x")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -66,6 +68,38 @@ async def test_exit_status_and_last_words(play: Callable[[str], None]) -> None:
 
     assert await until_gone(events) == r"ended by itself with status 3; its last words: out of \x1b[31mluck"
     assert events == [Ready(LAYERS)]
+
+
+class Listener:
+    """Holds its worker, as a deployment does."""
+
+    def __init__(self) -> None:
+        self.gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.worker = WorkerProcess(WorkerSpec("t"), self.heard, self.ended)
+
+    def heard(self, _: Event) -> None:
+        """What the worker says is of no interest."""
+
+    def ended(self, end: Exit) -> None:
+        """Take note of the end."""
+        self.gone.set_result(end)
+
+
+async def test_who_listens_is_free_once_the_worker_is_gone(play: Callable[[str], None]) -> None:
+    """Memory files of old versions go at once, not when the garbage collector happens to run."""
+    play(READY + "sys.exit(0)")
+    gc.disable()
+    try:
+        listener = Listener()
+        left = weakref.ref(listener)
+        gone = listener.gone
+        del listener
+        assert left() is not None  # the worker's way back holds it
+        await asyncio.wait_for(gone, 20)
+        await asyncio.sleep(0.05)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 async def test_killed_from_outside(play: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ from sandboxd.policy.model import (
     PluginPolicy,
     PropertyRule,
     RedactionPolicy,
+    SharedPolicy,
     VmPolicy,
 )
 from sandboxd.supervisor import exits
@@ -30,7 +31,7 @@ from sandboxd.supervisor.backoff import Backoff
 from sandboxd.supervisor.hostcore_config import denied_properties, vm_config
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.vm.abi import AbiVersion
-from sandboxd.vm.config_blob import Flag
+from sandboxd.vm.config_blob import Flag, VmLimits
 
 
 class TestBackoff:
@@ -178,6 +179,20 @@ class TestVmConfig:
         assert config.limits.body_buffer_bytes == 7777
         assert (config.limits.metrics, config.limits.host_calls_per_event) == (3, 9)
         assert config.ring_bytes == 65536
+
+    def test_limits_of_ticks_and_of_the_shared_region(self) -> None:
+        """The plugin's own, and those of its tenant; without any, hostcore's defaults."""
+        plugin = dataclasses.replace(self.plugin, limits=PluginLimits(tick_period_ns=30_000_000))
+        found = vm_config(plugin, self.manifest, 65536, shared=SharedPolicy(value_bytes=7, queue_items=8)).limits
+        assert (found.min_tick_ms, found.shared_value_bytes, found.queue_items) == (30, 7, 8)
+
+        default = VmLimits(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        found = vm_config(self.plugin, self.manifest, 65536).limits
+        assert (found.min_tick_ms, found.shared_value_bytes, found.queue_items) == (
+            default.min_tick_ms,
+            default.shared_value_bytes,
+            default.queue_items,
+        )
 
     def test_flags(self) -> None:
         """Each switch of the policy is a bit."""

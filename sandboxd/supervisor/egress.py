@@ -1,0 +1,258 @@
+"""
+The egress broker as the supervisor sees it: one process, forked through the zygote when the first policy needs it,
+watched, and replaced when it dies. Callouts that were under way then get no answer but that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from sandboxd.limits import MIB
+from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import exits, frames
+from sandboxd.supervisor.backoff import Backoff
+from sandboxd.supervisor.callouts import CalloutRoute, Rules
+from sandboxd.supervisor.outbox import Outbox, OutboxFullError
+from sandboxd.supervisor.throttle import Throttle
+from sandboxd.supervisor.zygote import Zygote
+
+_log = logging.getLogger(__name__)
+
+EGRESS_INDEX = 0xFFFF_FFFF
+"""What the zygote knows it by: no front has this number."""
+STATUS_PERIOD_S = 2.0
+STATUS_TIMEOUT_S = 30.0
+"""A broker whose loop is silent for so long is replaced."""
+FRAMES_PER_TURN = 64
+CONGESTED_FRAMES = 512
+SOCKET_BYTES = 4 * MIB
+"""What the kernel may hold of either direction, as far as it lets us."""
+
+
+class Egress:
+    """
+    Args:
+        zygote: forks the broker.
+    """
+
+    def __init__(self, zygote: Zygote) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._zygote = zygote
+        self._routes: dict[int, CalloutRoute] = {}
+        self._link: _Link | None = None
+        self._backoff = Backoff()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self.restarts = 0
+        self._denied: Counter[str] = Counter()
+        """Callouts of plugins without any upstream, which the broker never hears of."""
+        self._throttle = Throttle(per_second=1, burst=5)
+        self.counters: dict[str, dict[str, dict[str, int]]] = {}
+        """By plugin (``tenant/plugin``) and upstream; those of brokers that died are lost."""
+
+    @property
+    def pid(self) -> int:
+        """The broker's; 0: there is none."""
+        return self._link.pid if self._link is not None else 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether callouts can be made."""
+        return self._link is not None
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits for the broker that workers must wait before they say more."""
+        return self._link is not None and self._link.waiting > CONGESTED_FRAMES
+
+    def open(
+        self, rules: Rules, to_worker: Callable[[control.ToWorker], None], queued_bytes: Callable[[], int]
+    ) -> CalloutRoute:
+        """Return the way for the callouts of a new worker; see `CalloutRoute`."""
+        route = CalloutRoute(self, rules, to_worker, queued_bytes)
+        self._routes[route.worker_id] = route
+        if self._link is not None:
+            route.announce()
+        elif self._timer is None:
+            self._start()
+        return route
+
+    def promote(self, rules: Rules) -> None:
+        """A version of a tenant serves from now on: its rules count for what still runs of older ones."""
+        for route in self._routes.values():
+            if route.rules.tenant == rules.tenant and route.rules is not rules:
+                route.rules = rules
+                route.announce()
+
+    def denied(self, tenant: str, plugin: str) -> None:
+        """Take note of a piece of a callout of a plugin that has no upstream at all."""
+        self._denied[f"{tenant}/{plugin}"] += 1
+        if self._throttle.admits(self._loop.time()):
+            _log.warning("tenant %s: plugin %s: a callout is denied: its policy names no upstreams", tenant, plugin)
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``sandboxd status`` shows."""
+        callouts = {name: {"(unknown)": {"denied.upstreams": count}} for name, count in self._denied.items()}
+        return {"pid": self.pid, "restarts": self.restarts, "callouts": {**callouts, **self.counters}}
+
+    def close(self) -> None:
+        """End the broker."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    # --- Broker of the routes ---
+
+    def send(self, frame: control.ToEgress, fds: tuple[int, ...] = ()) -> None:
+        """Send a frame; a broker that does not read is replaced."""
+        if self._link is not None:
+            self._link.send(frame, fds)
+
+    def forget(self, route: CalloutRoute) -> None:
+        """A worker is gone."""
+        if self._routes.pop(route.worker_id, None) is not None:
+            self.send(control.ToEgress(worker_gone=control.EgressWorkerGone(worker_id=route.worker_id)))
+
+    # --- the process ---
+
+    def _start(self) -> None:
+        self._timer = None
+        if self._stopping:
+            return
+        try:
+            self._link = link = _Link(self)
+            with link.theirs:
+                self._zygote.ask(EGRESS_INDEX, link.theirs)
+        except OSError as error:
+            _log.critical("the egress broker cannot be forked: %s", error)
+            self.ended("was not forked")
+            return
+        for route in self._routes.values():
+            route.announce()
+
+    def forked(self, pid: int) -> None:
+        """The zygote has forked it."""
+        if self._link is not None:
+            self._link.pid = pid
+
+    def exited(self, pid: int, status: int) -> None:
+        """The zygote has seen its end."""
+        if not self._stopping:
+            _log.error("the egress broker (pid %d) %s", pid, exits.sentence(status))
+
+    def answer(self, answer: control.EgressAnswer) -> None:
+        """Pass an answer on to whom it is for."""
+        route = self._routes.get(answer.worker_id)
+        if route is not None:
+            route.answer(answer)
+
+    def ended(self, why: str) -> None:
+        """Its control socket ended, or shall: start another one."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+            link.kill()
+        for route in list(self._routes.values()):
+            route.broker_lost()
+        if self._stopping or self._timer is not None:
+            return
+        self.restarts += 1
+        delay_s = max(0.05, self._backoff.failed(self._loop.time()))
+        _log.error("the egress broker %s; another one starts in %.1f s", why, delay_s)
+        self._timer = self._loop.call_later(delay_s, self._start)
+
+
+class _Link:
+    """The control socket of one broker process."""
+
+    def __init__(self, owner: Egress) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self.pid = 0
+        self._number = 0
+        self._text = ""
+        self._last_word_s = self._loop.time()
+        pair = frames.Pair()
+        self._socket, self.theirs = pair.ours, pair.theirs
+        for end in (self._socket, self.theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        self._socket.setblocking(False)
+        self._outbox = Outbox(self._loop, self._socket)
+        self._loop.add_reader(self._socket, self._readable)
+        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
+
+    def send(self, frame: control.ToEgress, fds: tuple[int, ...]) -> None:
+        try:
+            self._outbox.send(frame, fds)
+        except OutboxFullError as error:
+            # Not from here: whoever sends may be in the middle of something.
+            self._loop.call_soon(self._end, str(error))
+
+    @property
+    def waiting(self) -> int:
+        """Frames that it has not read, beside those in the kernel."""
+        return len(self._outbox)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._outbox.close()
+            self._socket.close()
+
+    def kill(self) -> None:
+        """It may have closed its socket without dying."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def _end(self, why: str) -> None:
+        if self._socket.fileno() >= 0:
+            self._owner.ended(why)
+
+    def _pulse(self) -> None:
+        if self._loop.time() - self._last_word_s > STATUS_TIMEOUT_S:
+            self._end("does not answer")
+            return
+        self._number += 1
+        self.send(control.ToEgress(status=control.EgressStatusRequest(number=self._number)), ())
+        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
+
+    def _readable(self) -> None:
+        for _ in range(FRAMES_PER_TURN):
+            try:
+                data = frames.receive_plain(self._socket)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._end("is gone")
+                return
+            self._last_word_s = self._loop.time()
+            self._handle(control.FromEgress.FromString(data))
+            if self._socket.fileno() < 0:
+                return
+
+    def _handle(self, frame: control.FromEgress) -> None:
+        match frame.WhichOneof("frame"):
+            case "answer":
+                self._owner.answer(frame.answer)
+            case "status":
+                self._text += frame.status.counters_json
+                if not frame.status.more:
+                    self._owner.counters, self._text = json.loads(self._text), ""
+            case "ready":
+                _log.info("the egress broker (pid %d) is ready", self.pid)

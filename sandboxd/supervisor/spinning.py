@@ -1,0 +1,25 @@
+"""How long VMs look for their next event before they sleep, as hostcore's `poll` takes it. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandboxd import limits
+
+LOOKS_PER_US: Final = 200
+"""Empty looks at a ring per microsecond of spinning: one takes about 5 ns."""
+SPIN_ALONE: Final = 1 << 31
+"""Flag of hostcore's `poll` (`sandboxd/hostcore/channel.h`): look only while at most one stream is open."""
+
+
+def poll_argument(spin_us: int, cpus: int) -> int:
+    """
+    Return what a VM's thread hands to `poll`.
+
+    Args:
+        spin_us: ``worker.spin_us``.
+        cpus: that the daemon may run on. With few of them a VM that looks takes the one that the other streams' proxy
+            would run on; while there is one stream, everybody else waits for it anyway.
+    """
+    looks = spin_us * LOOKS_PER_US
+    return looks | SPIN_ALONE if looks and cpus < limits.MIN_CPUS_TO_SPIN else looks
