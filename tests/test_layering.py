@@ -65,7 +65,14 @@ TRUSTED = sorted(
     name
     for name in MODULES
     if name.startswith(
-        ("sandboxd.supervisor", "sandboxd.front", "sandboxd.policy", "sandboxd.commands", "sandboxd.cli")
+        (
+            "sandboxd.supervisor",
+            "sandboxd.front",
+            "sandboxd.egress",
+            "sandboxd.policy",
+            "sandboxd.commands",
+            "sandboxd.cli",
+        )
     )
 )
 
@@ -118,10 +125,17 @@ def test_the_lowest_layer_leans_on_nothing(module: str) -> None:
     assert not {i for i in IMPORTS[module] if i.startswith("sandboxd") and i != "sandboxd.limits"}
 
 
-@pytest.mark.parametrize("layer", ["sandboxd.policy", "sandboxd.channel", "sandboxd.jail"])
+@pytest.mark.parametrize("layer", ["sandboxd.policy", "sandboxd.channel", "sandboxd.exchange", "sandboxd.jail"])
 def test_the_pure_layers_do_not_look_up(layer: str) -> None:
-    """Policy, channel and jail know nothing of the processes that use them."""
-    above = ("sandboxd.worker", "sandboxd.supervisor", "sandboxd.front", "sandboxd.cli", "sandboxd.commands")
+    """Policy, channel, exchange and jail know nothing of the processes that use them."""
+    above = (
+        "sandboxd.worker",
+        "sandboxd.supervisor",
+        "sandboxd.front",
+        "sandboxd.client",
+        "sandboxd.cli",
+        "sandboxd.commands",
+    )
     for name in MODULES:
         if name.startswith(layer):
             assert not {i for i in IMPORTS[name] if i.startswith(above)}, name
@@ -129,7 +143,14 @@ def test_the_pure_layers_do_not_look_up(layer: str) -> None:
 
 def test_a_client_loads_the_channel_and_the_policy_alone() -> None:
     """Programs import `sandboxd.client` into their own process, whatever else of sandboxd is installed."""
-    rooms = ("sandboxd.client", "sandboxd.channel", "sandboxd.policy", "sandboxd.errors", "sandboxd.limits")
+    rooms = (
+        "sandboxd.client",
+        "sandboxd.channel",
+        "sandboxd.exchange",
+        "sandboxd.policy",
+        "sandboxd.errors",
+        "sandboxd.limits",
+    )
     found = {name: chain for name, chain in reached("sandboxd.client").items() if name.startswith("sandboxd.")}
     assert "sandboxd.client.asgi" in found
     outside = {name: chain for name, chain in found.items() if not name.startswith(rooms)}

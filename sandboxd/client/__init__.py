@@ -10,13 +10,17 @@ from sandboxd.client.errors import AttachRefused, DaemonAway, ExchangeReset, Plu
 from sandboxd.client.outcome import Outcome, Part
 from sandboxd.client.session import AsyncSession, connect_async
 from sandboxd.client.stream import AsyncStream
-from sandboxd.client.sync import Session, Stream, connect
+from sandboxd.client.sync import Connection, Session, Stream, connect
+from sandboxd.client.tcp import AsyncConnection
+from sandboxd.client.tcp_exchange import TcpOutcome
 
 __all__ = [
     "Address",
+    "AsyncConnection",
     "AsyncSession",
     "AsyncStream",
     "AttachRefused",
+    "Connection",
     "DaemonAway",
     "ExchangeReset",
     "Outcome",
@@ -25,6 +29,7 @@ __all__ = [
     "SandboxMiddleware",
     "Session",
     "Stream",
+    "TcpOutcome",
     "connect",
     "connect_async",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from sandboxd.channel import layout
 from sandboxd.channel.async_vm import AsyncVm, Hooks
@@ -13,6 +12,7 @@ from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.memfd import ChannelFds
 from sandboxd.client.compiled import Compiled
+from sandboxd.exchange.effects import Stream, by_stream
 from sandboxd.policy.failure import Cause
 
 LogSink = Callable[[int, str], None]
@@ -21,16 +21,6 @@ LogSink = Callable[[int, str], None]
 _LEVELS = (logging.DEBUG, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
 _READY_LOOK_S = 0.005
 _log = logging.getLogger(__name__)
-
-
-class Stream(Protocol):
-    """What a channel tells its streams."""
-
-    def late(self, effects: list[Effect]) -> None:
-        """Effects on this stream arose outside its own events."""
-
-    def lost(self, cause: Cause) -> None:
-        """The VM that had this stream is gone."""
 
 
 class Channel:
@@ -85,10 +75,7 @@ class Channel:
         return self._sort_out(verdict.effects, verdict.stream_id)
 
     def _sort_out(self, effects: list[Effect], own: int) -> list[Effect]:
-        others: dict[int, list[Effect]] = {}
-        for effect in effects:
-            others.setdefault(effect.stream_id, []).append(effect)
-        mine = others.pop(own, [])
+        mine, others = by_stream(effects, own)
         for stream_id, theirs in others.items():
             stream = self.streams.get(stream_id)
             if stream is not None:
@@ -99,7 +86,7 @@ class Channel:
         self.take(verdict)
 
     def _loose(self, effect: Effect) -> None:
-        if effect.kind >= layout.LOG:
+        if effect.kind in layout.NOTICE_KINDS:
             self._notices([effect])
         else:
             self._sort_out([effect], 0)

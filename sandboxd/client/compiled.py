@@ -43,6 +43,11 @@ _CALLBACK_BITS = {
     8: "proxy_on_response_trailers",
     9: "proxy_on_request_body",
     10: "proxy_on_response_body",
+    13: "proxy_on_new_connection",
+    14: "proxy_on_downstream_data",
+    15: "proxy_on_upstream_data",
+    16: "proxy_on_downstream_connection_close",
+    17: "proxy_on_upstream_connection_close",
 }
 
 
@@ -138,20 +143,21 @@ def _numbers(tag: int, content: bytes, count: int) -> tuple[int, ...]:
 
 
 def _needs(bits: int) -> DataNeeds:
-    if bits >> 11:
+    if bits >> 18:
         raise PeerError(f"compiled policy: unknown needs {bits:#x}")
     callbacks = frozenset(name for bit, name in _CALLBACK_BITS.items() if bits >> bit & 1)
-    return DataNeeds(callbacks, *(bool(bits >> bit & 1) for bit in range(7)))
+    return DataNeeds(callbacks, *(bool(bits >> bit & 1) for bit in (*range(7), 11, 12)))
 
 
 def _limits(content: bytes) -> PluginLimits:
-    body, lines, log_bytes, time_ns, streams = _numbers(form.LIMITS, content, 5)
+    body, lines, log_bytes, time_ns, streams, pause_ns = _numbers(form.LIMITS, content, 6)
     return PluginLimits(
         body_buffer_bytes=body,
         log_lines_per_event=lines,
         log_bytes_per_event=log_bytes,
         time_per_event_ns=time_ns,
         open_streams=streams,
+        time_per_pause_ns=pause_ns,
     )
 
 

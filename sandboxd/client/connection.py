@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandboxd.channel import attach_wire
 from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.memfd import ChannelFds, read_blob
 from sandboxd.client import compiled, wire
@@ -92,7 +93,7 @@ class Connection:
     def _readable(self) -> None:
         try:
             data, fds, flags, _ = socket.recv_fds(
-                self._socket, wire.MAX_FRAME_BYTES, wire.MAX_FDS, flags=_RECEIVE_FLAGS
+                self._socket, attach_wire.MAX_FRAME_BYTES, wire.MAX_FDS, flags=_RECEIVE_FLAGS
             )
         except BlockingIOError:
             return

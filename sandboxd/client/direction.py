@@ -7,76 +7,21 @@ decides about its bytes, and a plugin that fails open loses none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map
 from sandboxd.channel.pairs import Pair, encode
 from sandboxd.client.compiled import Compiled
 from sandboxd.client.outcome import Part
 from sandboxd.errors import PeerError
+from sandboxd.exchange.effects import take_true
+from sandboxd.exchange.side import Ask, HeldMap, Names
 from sandboxd.policy.model import Section
 from sandboxd.policy.redact import NO_CHANGE, HeaderDiff, apply
 from sandboxd.policy.write_rules import Reason, Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What is different between the two directions."""
-
-    word: str
-    headers: int
-    body: int
-    trailers: int
-    paused: int
-    """State bits that say that something is held."""
-    headers_held: int
-    all_stopped: int
-
-    def section(self, kind: int) -> Section:
-        """Return the header map that an event of ``kind`` carries."""
-        return Section(f"{self.word}_{'headers' if kind == self.headers else 'trailers'}")
-
-
-REQUEST = Names(
-    "request",
-    layout.REQUEST_HEADERS,
-    layout.REQUEST_BODY,
-    layout.REQUEST_TRAILERS,
-    layout.STATE_REQUEST_PAUSED | layout.STATE_REQUEST_HEADERS_HELD | layout.STATE_REQUEST_ALL_STOPPED,
-    layout.STATE_REQUEST_HEADERS_HELD,
-    layout.STATE_REQUEST_ALL_STOPPED,
-)
-RESPONSE = Names(
-    "response",
-    layout.RESPONSE_HEADERS,
-    layout.RESPONSE_BODY,
-    layout.RESPONSE_TRAILERS,
-    layout.STATE_RESPONSE_PAUSED | layout.STATE_RESPONSE_HEADERS_HELD | layout.STATE_RESPONSE_ALL_STOPPED,
-    layout.STATE_RESPONSE_HEADERS_HELD,
-    layout.STATE_RESPONSE_ALL_STOPPED,
-)
-
-
-class Ask(NamedTuple):
-    """One event for the VM."""
-
-    kind: int
-    payload: bytes
-    end_of_stream: bool
-
-
 class TooMuchHeldError(Exception):
     """More is held back than the policy lets a plugin hold."""
-
-
-class _Map(NamedTuple):
-    """A header map: the program's, and what the plugin sees of it."""
-
-    original: list[Pair]
-    view: list[Pair]
-    section: Section
 
 
 class Direction:
@@ -93,11 +38,11 @@ class Direction:
         self._policy = policy
         self._refusals = refusals
         needs = policy.needs
-        self._told = f"proxy_on_{names.word}_body" in needs.callbacks
+        self._told = names.body_callback in needs.callbacks
         self._readable: bool = getattr(needs, f"{names.word}_body")
         self._writable = self._told and self._readable and policy.write.body
-        self._headers: _Map | None = None
-        self._trailers: _Map | None = None
+        self._headers: HeldMap | None = None
+        self._trailers: HeldMap | None = None
         self._headers_gone = self._trailers_gone = self._trailers_told = False
         self._held = bytearray()
         """The program's own bytes that did not go on yet."""
@@ -112,7 +57,7 @@ class Direction:
         """Headers came. Raises PeerError: not now."""
         if self._headers is not None:
             raise PeerError(f"second {self.names.word} headers")
-        self._headers = self._map(pairs, self.names.headers)
+        self._headers = self._map(pairs, self.names.headers_section)
         self._input_over = end_of_stream
         return Ask(self.names.headers, encode(self._headers.view), end_of_stream)
 
@@ -131,10 +76,10 @@ class Direction:
     def take_trailers(self, pairs: list[Pair]) -> Ask | None:
         """Trailers came; None: the VM is not told. Raises PeerError: not now."""
         self._check_more("trailers")
-        self._trailers = self._map(pairs, self.names.trailers)
+        self._trailers = self._map(pairs, self.names.trailers_section)
         self._input_over = True
         needs, word = self._policy.needs, self.names.word
-        callback = f"proxy_on_{word}_trailers" in needs.callbacks
+        callback = self.names.trailers_callback in needs.callbacks
         self._trailers_told = callback or self._holding or self._readable or getattr(needs, f"{word}_trailers")
         return Ask(self.names.trailers, encode(self._trailers.view), False) if self._trailers_told else None
 
@@ -144,10 +89,9 @@ class Direction:
         if self._input_over:
             raise PeerError(f"{self.names.word} {what} after the end of the {self.names.word}")
 
-    def _map(self, pairs: list[Pair], kind: int) -> _Map:
-        section = self.names.section(kind)
+    def _map(self, pairs: list[Pair], section: Section) -> HeldMap:
         needed = getattr(self._policy.needs, section.value)
-        return _Map(pairs, self._policy.redactor.view(pairs, section) if needed else [], section)
+        return HeldMap(pairs, self._policy.redactor.view(pairs, section) if needed else [], section)
 
     # --- what the plugin did ---
 
@@ -168,14 +112,14 @@ class Direction:
             self.out.headers = apply(self._headers.original, self._changes(self._headers, effect))
             self._headers_gone = True
         elif not self._trailers_gone:
-            trailers = self._trailers or _Map([], [], self.names.section(self.names.trailers))
+            trailers = self._trailers or HeldMap([], [], self.names.trailers_section)
             self._release_held()
             self.out.trailers = apply(trailers.original, self._changes(trailers, effect))
             self._trailers_gone = self.out.ended = True
         if effect.flags & layout.FLAG_END_OF_STREAM:
             self.out.ended = True
 
-    def _changes(self, held: _Map, effect: Effect) -> HeaderDiff:
+    def _changes(self, held: HeldMap, effect: Effect) -> HeaderDiff:
         if not effect.flags & layout.FLAG_MODIFIED:
             return NO_CHANGE
         wanted = self._policy.redactor.changes(held.original, held.view, decode_map(effect.payload), held.section)
@@ -195,12 +139,10 @@ class Direction:
             self.out.body += effect.payload
             self._mixed = True
         else:
-            length = len(self._held) if ended else len(effect.payload)
-            true = bytes(self._held[:length])
+            true = take_true(self._held, None if ended else len(effect.payload))
             if self._readable and true != effect.payload:
                 self._refusals.append(Refusal(Reason.DENIED, "body"))
             self.out.body += true
-            del self._held[:length]
         self.out.ended |= ended
 
     def _release_held(self) -> None:
@@ -210,9 +152,9 @@ class Direction:
 
     def set_state(self, state: int) -> None:
         """Note a verdict's state."""
-        self._holding = bool(state & self.names.paused)
         self._headers_held = bool(state & self.names.headers_held)
         self._all_stopped = bool(state & self.names.all_stopped)
+        self._holding = self._headers_held or self._all_stopped or bool(state & self.names.paused)
 
     def resumed(self) -> None:
         """Effects came outside an event of this stream: whatever was held has been let go."""

@@ -8,21 +8,13 @@ from dataclasses import replace
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map, parse_local_response
 from sandboxd.client.compiled import Compiled
-from sandboxd.client.direction import REQUEST, RESPONSE, Ask, Direction, TooMuchHeldError
+from sandboxd.client.direction import Direction, TooMuchHeldError
 from sandboxd.client.outcome import Outcome
 from sandboxd.errors import PeerError
+from sandboxd.exchange.side import PHASES, REQUEST, RESPONSE, Ask
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
 from sandboxd.policy.write_rules import LocalResponse, Refusal
-
-_PHASES = {
-    layout.REQUEST_HEADERS: Phase.REQUEST_HEADERS,
-    layout.REQUEST_BODY: Phase.REQUEST_BODY,
-    layout.REQUEST_TRAILERS: Phase.REQUEST_TRAILERS,
-    layout.RESPONSE_HEADERS: Phase.RESPONSE_HEADERS,
-    layout.RESPONSE_BODY: Phase.RESPONSE_BODY,
-    layout.RESPONSE_TRAILERS: Phase.RESPONSE_TRAILERS,
-}
 
 
 class Exchange:
@@ -54,6 +46,11 @@ class Exchange:
         """Whether the exchange was answered or broken off."""
         return self._local_response is not None or self._reset
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something is held that no more input can free."""
+        return self.request.waiting or self.response.waiting
+
     # --- events ---
 
     def receive(self, kind: int, content: list[tuple[bytes, bytes]] | bytes, end_of_stream: bool) -> Ask | None:
@@ -66,7 +63,7 @@ class Exchange:
         if self.finished:
             raise PeerError(f"{layout.SUBMISSION_NAMES[kind]} after the exchange was answered or broken off")
         side = self.direction(kind)
-        self._phase = _PHASES[kind]
+        self._phase = PHASES[kind]
         if isinstance(content, bytes):
             ask = side.take_body(content, end_of_stream)
         elif kind == side.names.headers:

@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from sandboxd.client import attributes, compiled, wire
+from sandboxd.channel.attach_wire import RefusalCode
+from sandboxd.client import attributes, compiled
 from sandboxd.client.channel import Channel, LogSink
 from sandboxd.client.connection import Address, Connection, State
 from sandboxd.client.errors import AttachRefused, DaemonAway
 from sandboxd.client.stream import AsyncStream
+from sandboxd.client.tcp import AsyncConnection
+from sandboxd.client.tcp_exchange import TcpOutcome
 from sandboxd.errors import PeerError, SandboxdError, WorkerError
 from sandboxd.policy.failure import Cause
 from sandboxd.policy.model import FailurePolicy, OnFailure
@@ -96,6 +99,19 @@ class AsyncSession:
         Args:
             given: attributes, by path (``request.id``, or a tuple of segments); the policy hides some.
         """
+        return AsyncStream(*await self._opened(given))
+
+    async def open_connection(
+        self, given: Mapping[attributes.Name, attributes.Value] | None = None
+    ) -> tuple[AsyncConnection, TcpOutcome]:
+        """Open a TCP connection, as `open_stream`; returns what the plugin makes of its beginning too."""
+        connection = AsyncConnection(*await self._opened(given))
+        return connection, await connection.begin()
+
+    async def _opened(
+        self, given: Mapping[attributes.Name, attributes.Value] | None
+    ) -> tuple[compiled.Compiled, Channel | None, bytes, Cause | None]:
+        """Return the policy, the channel if there is one, the encoded attributes, and why there is no channel."""
         if self._closed:
             raise DaemonAway("the session was closed")
         connection = self._connection()
@@ -108,15 +124,15 @@ class AsyncSession:
             encoded = b""
             if given and channel.policy.needs.properties:
                 encoded = attributes.properties(given, channel.policy.redactor)
-            return AsyncStream(channel.policy, channel, encoded)
+            return channel.policy, channel, encoded, None
         policy = connection.policy if connection is not None and connection.state is State.DOWN else None
         if policy is None:
             policy = compiled.without_policy(self._address.tenant, self._address.plugin, self._fallback)
-        return AsyncStream(policy, None, b"", self._cause(connection))
+        return policy, None, b"", self._cause(connection)
 
     def _cause(self, connection: Connection | None) -> Cause:
         problem = connection.problem if connection is not None else self._problem
-        if isinstance(problem, AttachRefused) and problem.code in (wire.UNKNOWN, wire.FORBIDDEN):
+        if isinstance(problem, AttachRefused) and problem.code in (RefusalCode.UNKNOWN, RefusalCode.FORBIDDEN):
             return Cause.UNKNOWN_PLUGIN  # never fail open on it
         return Cause.VM_DOWN
 

@@ -7,6 +7,7 @@ A session belongs to one thread, and to none that runs a loop of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +18,8 @@ from sandboxd.client.channel import LogSink
 from sandboxd.client.outcome import Outcome
 from sandboxd.client.session import AsyncSession, connect_async
 from sandboxd.client.stream import AsyncStream
+from sandboxd.client.tcp import PEER_UNKNOWN, AsyncConnection
+from sandboxd.client.tcp_exchange import TcpOutcome
 from sandboxd.errors import SandboxdError
 from sandboxd.policy.model import FailurePolicy
 
@@ -51,6 +54,19 @@ class Session:
     async def _open(self, given: Mapping[attributes.Name, attributes.Value] | None) -> AsyncStream:
         await asyncio.sleep(0)  # hear what the daemon has said meanwhile
         return await self._session.open_stream(given)
+
+    def open_connection(
+        self, given: Mapping[attributes.Name, attributes.Value] | None = None
+    ) -> tuple[Connection, TcpOutcome]:
+        """Open a TCP connection; see `AsyncSession.open_connection`."""
+        connection, begun = self.run(self._open_connection(given))
+        return Connection(self, connection), begun
+
+    async def _open_connection(
+        self, given: Mapping[attributes.Name, attributes.Value] | None
+    ) -> tuple[AsyncConnection, TcpOutcome]:
+        await asyncio.sleep(0)  # hear what the daemon has said meanwhile
+        return await self._session.open_connection(given)
 
     def close(self) -> None:
         """Give the channel up."""
@@ -103,6 +119,48 @@ class Stream:
     async def _close(self, reset: bool) -> None:
         self._stream.close(reset=reset)
         self._stream.flush()  # the loop's timer for it would not run before the next call
+
+
+class Connection:
+    """One TCP connection; made by `Session.open_connection`. See `AsyncConnection` for each method."""
+
+    def __init__(self, session: Session, connection: AsyncConnection) -> None:
+        self._session = session
+        self._connection = connection
+
+    def downstream_data(self, data: bytes, end_of_stream: bool = False) -> TcpOutcome:
+        """Show bytes from downstream."""
+        return self._session.run(self._connection.downstream_data(data, end_of_stream))
+
+    def upstream_data(self, data: bytes, end_of_stream: bool = False) -> TcpOutcome:
+        """Show bytes from upstream."""
+        return self._session.run(self._connection.upstream_data(data, end_of_stream))
+
+    def downstream_closed(self, peer: int = PEER_UNKNOWN) -> TcpOutcome:
+        """Say that the connection to downstream is over."""
+        return self._session.run(self._connection.downstream_closed(peer))
+
+    def upstream_closed(self, peer: int = PEER_UNKNOWN) -> TcpOutcome:
+        """Say that the connection to upstream is over."""
+        return self._session.run(self._connection.upstream_closed(peer))
+
+    def freed(self, timeout_s: float) -> TcpOutcome | None:
+        """Wait until something else frees bytes, closes it or fails; None: nothing did in this time."""
+
+        async def wait() -> TcpOutcome | None:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._connection.freed(), timeout_s)
+            return None
+
+        return self._session.run(wait())
+
+    def close(self, *, reset: bool = False) -> None:
+        """End the connection: the plugin's last callbacks run."""
+        self._session.run(self._close(reset))
+
+    async def _close(self, reset: bool) -> None:
+        self._connection.close(reset=reset)
+        self._connection.flush()  # the loop's timer for it would not run before the next call
 
 
 def connect(

@@ -84,6 +84,23 @@ def properties(fields: Mapping[str, Value], redactor: Redactor, unknown: list[st
     return pairs
 
 
+def metadata(namespace: str, content: Value, redactor: Redactor) -> list[Pair]:
+    """
+    Return a connection's dynamic metadata as pairs of path and value; each leaf by its own path.
+
+    Args:
+        namespace: any text; one segment of the path.
+        content: a ``google.protobuf.Struct``.
+        redactor: the plugin's redaction.
+    """
+    pairs: list[Pair] = []
+    for key, value in content.fields.items():
+        path = ("metadata", "filter_metadata", namespace, key)
+        if redactor.property_visible(path):
+            pairs.extend(_leaves(path, value, redactor, 0))
+    return pairs
+
+
 def _leaves(path: tuple[str, ...], value: Value, redactor: Redactor, depth: int) -> Iterator[Pair]:
     kind = value.WhichOneof("kind")
     section = property_section(path)

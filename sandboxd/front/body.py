@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect
+from sandboxd.exchange.effects import take_true
 
 
 class Body:
@@ -45,9 +46,7 @@ class Body:
         if self._true is None:
             self.out.append(effect.payload)
             return True
-        length = len(self._true) if self.ended else len(effect.payload)
-        true = bytes(self._true[:length])
-        del self._true[:length]
+        true = take_true(self._true, None if self.ended else len(effect.payload))
         self.out.append(true)
         return true == effect.payload
 

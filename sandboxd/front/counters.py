@@ -16,6 +16,7 @@ from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect
 from sandboxd.log import one_line
+from sandboxd.policy.model import PluginPolicy
 
 _log = logging.getLogger(__name__)
 guest_logger = logging.getLogger("sandboxd.guest")
@@ -49,7 +50,28 @@ class PluginCounters:
         self._refilled = clock()
         self._lines_per_second = self._bytes_per_second = 0
         self._lines_left = self._bytes_left = 0.0
+        self.budgets: dict[int, str] = {}
+        """By the note that tells of it: the limit's key and value."""
+        self._failures: dict[str, str] = {}
+        """By the counter of the streams that failed of it: the same."""
         self.limit_log(GUEST_LINES_PER_SECOND, GUEST_BYTES_PER_SECOND)
+
+    def name_budgets(self, policy: PluginPolicy) -> None:
+        """Name these limits when one is reached."""
+        asked = policy.limits
+        body = f"limits.body_buffer ({asked.body_buffer_bytes} bytes)"
+        self.budgets = {
+            layout.NOTE_BODY_LIMIT: body,
+            layout.NOTE_METRICS_LIMIT: f"limits.metrics ({asked.metrics})",
+        }
+        event, pause = asked.time_per_event_ns / limits.MS_NS, policy.time_per_pause_ns / limits.MS_NS
+        self._failures = {
+            "failed.cpu_limit": f"limits.cpu_per_call ({asked.cpu_per_call_ns / limits.MS_NS:g}ms)",
+            "failed.host_call_limit": f"limits.host_calls_per_event ({asked.host_calls_per_event})",
+            "failed.memory_limit": f"vm.memory ({policy.vm.memory_bytes} bytes)",
+            "failed.limit": f"limits.open_streams ({asked.open_streams}) or {body}",
+            "failed.timeout": f"limits.time_per_event ({event:g}ms) or limits.time_per_pause ({pause:g}ms)",
+        }
 
     def limit_log(self, lines_per_second: int, bytes_per_second: int) -> None:
         """Use the policy's limits from now on; the same again changes nothing."""
@@ -74,7 +96,8 @@ class PluginCounters:
         """Count a finding, and log it when its number is a power of two."""
         value = self.count(name)
         if value & (value - 1) == 0:
-            shown = f" ({one_line(detail, _MAX_DETAIL)})" if detail else ""
+            said = one_line(detail, _MAX_DETAIL) if detail else self._failures.get(name, "")
+            shown = f" ({said})" if said else ""
             _log.warning("%s: %s%s, %d so far", self.key, name, shown, value)
 
     def notices(self, notices: list[Effect], imports: tuple[str, ...], max_lines: int, max_bytes: int) -> None:
@@ -99,7 +122,16 @@ class PluginCounters:
             elif notice.kind == layout.LOGS_DROPPED:
                 self._dropped(min(notice.arg, limits.MAX_LOG_LINES_PER_EVENT * 100), "event")
             elif notice.kind == layout.NOTE:
-                self.count(f"note.{layout.NOTE_NAMES.get(notice.arg, 'unknown')}")
+                self._note(notice)
+
+    def _note(self, note: Effect) -> None:
+        value = self.count(f"note.{layout.NOTE_NAMES.get(note.arg, 'unknown')}")
+        if note.arg in self.budgets and value & (value - 1) == 0:
+            _log.warning("%s: %s was reached: %d times so far", self.key, self.budgets[note.arg], value)
+        if note.arg == layout.NOTE_PROPERTY_MISSING and value & (value - 1) == 0:
+            name = one_line(note.payload.replace(b"\0", b".").decode("utf-8", "replace"), _MAX_DETAIL)
+            hint = "if it is an attribute of Envoy's, request_attributes or response_attributes can bring it"
+            _log.info("%s: the plugin asked for %s, which nobody sent; %s", self.key, name, hint)
 
     def _guest_line(self, line: Effect, *, within_policy: bool) -> None:
         self.count("guest_log.lines")

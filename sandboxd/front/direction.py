@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map
+from sandboxd.exchange.side import REQUEST, HeldMap, Names
 from sandboxd.front import replies
 from sandboxd.front.body import Body
 from sandboxd.front.plugin import Plugin
@@ -31,12 +32,9 @@ from sandboxd.front.side import (
     EMPTY_MAP,
     FULL_DUPLEX_STREAMED,
     NONE,
-    REQUEST,
     STREAMED,
     UNKNOWN,
     CannotCarryError,
-    HeldMap,
-    Names,
     Report,
 )
 from sandboxd.policy.redact import NO_CHANGE, HeaderDiff

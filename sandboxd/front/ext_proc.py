@@ -1,5 +1,5 @@
 """
-The ext_proc service: which plugin a gRPC stream belongs to, and how the stream ends.
+The ext_proc services, HTTP's and TCP's: which plugin a gRPC stream belongs to, and how the stream ends.
 
 A proxy may say, in the metadata of the stream, that the response headers are its last message (`LAST_KEY`). Then nobody
 waits for it to end the stream: the last reply and the status leave together, which spares gRPC two of its six
@@ -11,17 +11,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import grpc
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.errors import PeerError
+from sandboxd.front.ext_proc_codec import Exchange
+from sandboxd.front.network_codec import NetworkExchange
 from sandboxd.front.registry import Entry, Registry
 from sandboxd.front.stream import Options, ProcessStream, UnfinishedError
+from sandboxd.protos import network_ext_proc_pb2 as network_pb
 
 METHOD = "Process"
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+NETWORK_SERVICE = "envoy.service.network_ext_proc.v3.NetworkExternalProcessor"
 _PATH = f"/{SERVICE}/{METHOD}"
+_NETWORK_PATH = f"/{NETWORK_SERVICE}/{METHOD}"
 TENANT_KEY = "x-sandboxd-tenant"
 PLUGIN_KEY = "x-sandboxd-plugin"
 LAST_KEY = "x-sandboxd-last-message"
@@ -51,20 +58,25 @@ class ExtProcService:
         self.streams: set[ProcessStream] = set()
         self.background: set[asyncio.Task[None]] = set()
         """Late writes; held here so that they are not collected before they end."""
-        self._options = {early: Options(allow_mode_override, early) for early in (False, True)}
+        make = partial(Exchange, allow_mode_override=allow_mode_override)
+        self._options = {early: Options(pb.ProcessingRequest.FromString, make, early) for early in (False, True)}
+        self._network_options = Options(network_pb.ProcessingRequest.FromString, NetworkExchange)
 
     def handler(self, tenant: str = "") -> grpc.GenericRpcHandler[Any, Any]:
         """Return the gRPC handler; with ``tenant``, whoever connects is that tenant, whatever the metadata say."""
         return _Router(self, tenant)
 
-    def stream(self, metadata: Iterable[tuple[str, str | bytes]], tenant: str) -> tuple[_Handler, bool]:
+    def stream(
+        self, metadata: Iterable[tuple[str, str | bytes]], tenant: str, *, network: bool = False
+    ) -> tuple[_Handler, bool]:
         """
-        Return what serves a stream with this metadata, and whether it ends early.
+        Return what serves a stream with this metadata, and whether it ends early; ``network``: of network ext_proc.
 
         The metadata are looked at before gRPC makes a handler of it: `ServicerContext` would build them anew.
         """
         try:
             entry, early = self._route(metadata, tenant)
+            options = self._network_options if network else self._options[early]
         except PeerError as error:
             reason = str(error)
 
@@ -76,7 +88,7 @@ class ExtProcService:
             return refuse, False
 
         async def process(_requests: object, context: Any) -> bytes:
-            stream = ProcessStream(entry, context, self._keep, self._options[early])
+            stream = ProcessStream(entry, context, self._keep, options)
             self.streams.add(stream)
             try:
                 return await stream.run()
@@ -95,7 +107,7 @@ class ExtProcService:
                 stream.close()
             return b""
 
-        return process, early
+        return process, options.ends_early
 
     def _route(self, metadata: Iterable[tuple[str, str | bytes]], tenant: str) -> tuple[Entry, bool]:
         plugin = ""
@@ -142,9 +154,11 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in t
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return the handler of one call, None if the method is not ours."""
-        if handler_call_details.method != _PATH:
+        method = handler_call_details.method
+        if method not in (_PATH, _NETWORK_PATH):
             return None
-        process, early = self._service.stream(handler_call_details.invocation_metadata, self._tenant)
+        metadata = handler_call_details.invocation_metadata
+        process, early = self._service.stream(metadata, self._tenant, network=method == _NETWORK_PATH)
         if early:
             return grpc.stream_unary_rpc_method_handler(process)
         return grpc.stream_stream_rpc_method_handler(process)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import Effect, parse_local_response
 from sandboxd.errors import PeerError
+from sandboxd.exchange.side import PHASES, REQUEST, RESPONSE, Ask
 from sandboxd.front import proxy, replies
 from sandboxd.front import side as d
 from sandboxd.front.direction import Direction
@@ -29,23 +29,7 @@ from sandboxd.policy.write_rules import LocalResponse
 
 ATTRIBUTES_KEY = "envoy.filters.http.ext_proc"
 
-_PHASES = {
-    layout.REQUEST_HEADERS: Phase.REQUEST_HEADERS,
-    layout.REQUEST_BODY: Phase.REQUEST_BODY,
-    layout.REQUEST_TRAILERS: Phase.REQUEST_TRAILERS,
-    layout.RESPONSE_HEADERS: Phase.RESPONSE_HEADERS,
-    layout.RESPONSE_BODY: Phase.RESPONSE_BODY,
-    layout.RESPONSE_TRAILERS: Phase.RESPONSE_TRAILERS,
-}
 _RESPONSE_KINDS = frozenset({layout.RESPONSE_HEADERS, layout.RESPONSE_BODY, layout.RESPONSE_TRAILERS})
-
-
-class Ask(NamedTuple):
-    """One event for the VM."""
-
-    kind: int
-    payload: bytes
-    end_of_stream: bool
 
 
 class Exchange:
@@ -69,8 +53,8 @@ class Exchange:
         self.observing = False
         self.attributes: bytes = b""
         """Encoded properties that came with the last message."""
-        self.request = Direction(d.REQUEST, plugin, self.replies, report)
-        self.response = Direction(d.RESPONSE, plugin, self.replies, report)
+        self.request = Direction(REQUEST, plugin, self.replies, report)
+        self.response = Direction(RESPONSE, plugin, self.replies, report)
         self._report = report
         self._allow_mode_override = allow_mode_override
         self._metadata: Metadata | None = None
@@ -128,8 +112,8 @@ class Exchange:
             return b""
         needs = self.plugin.needs
         wanted = (
-            modes[0] if needs.request_body or d.REQUEST.body_callback in needs.callbacks else d.NONE,
-            modes[1] if needs.response_body or d.RESPONSE.body_callback in needs.callbacks else d.NONE,
+            modes[0] if needs.request_body or REQUEST.body_callback in needs.callbacks else d.NONE,
+            modes[1] if needs.response_body or RESPONSE.body_callback in needs.callbacks else d.NONE,
         )
         return replies.mode_override(*wanted) if wanted != modes else b""
 
@@ -211,7 +195,7 @@ class Exchange:
         Raises:
             ChannelBroken: a payload is malformed; call `fail` with PROTOCOL.
         """
-        self._phase = _PHASES[ask.kind]
+        self._phase = PHASES[ask.kind]
         side, other = self.request, self.response
         if ask.kind in _RESPONSE_KINDS:
             side, other = other, side
@@ -330,10 +314,25 @@ class Exchange:
         if not self.finished:
             self._respond(LocalResponse(500, f"sandboxd_cannot_carry_{what}", (), b"", None))
 
-    def end(self) -> None:
-        """The exchange is over."""
+    @property
+    def at_last(self) -> bool:
+        """Whether no message can follow if the response headers are the last one."""
+        return self.response.headers_seen or self.finished
+
+    @property
+    def pause_s(self) -> float:
+        """How long something may be held that nothing frees."""
+        return self.plugin.policy.time_per_pause_ns / 1e9
+
+    def pause_over(self) -> bool:
+        """Whether the exchange can do without the end of a pause: never, its message would be lost."""
+        return False
+
+    def end(self) -> list[Ask]:
+        """The exchange is over; returns what the VM has to be told beside that."""
         if self._metadata:
             self._report("ext_proc.cannot_carry.property_after_last_reply", "")
+        return []
 
     @property
     def bodiless(self) -> bool:
@@ -376,5 +375,5 @@ class Exchange:
     def _failed_phase(self) -> Phase:
         for side in (self.response, self.request):
             if side.unanswered:
-                return _PHASES[side.unanswered]
+                return PHASES[side.unanswered]
         return self._phase

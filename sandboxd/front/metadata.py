@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import struct_pb2
 
 from sandboxd import limits
 from sandboxd.channel.completions import decode_map
+from sandboxd.front import wire
 from sandboxd.front.plugin import Plugin
 from sandboxd.front.side import Report
+
+EXT_PROC_FIELD = 8
+"""``dynamic_metadata`` of the HTTP protocol's ``ProcessingResponse``."""
 
 
 class Metadata:
@@ -53,9 +57,9 @@ class Metadata:
             except UnicodeDecodeError:
                 self._values[key] = {"base64": base64.b64encode(value).decode()}
 
-    def take(self) -> bytes:
-        """Return the part of a ``ProcessingResponse`` that carries all of them, once."""
-        message = pb.ProcessingResponse()
-        message.dynamic_metadata.update({self._plugin.metadata_namespace: self._values})
+    def take(self, number: int = EXT_PROC_FIELD) -> bytes:
+        """Return the part of a ``ProcessingResponse`` that carries all of them, once; ``number`` is its field's."""
+        values = struct_pb2.Struct()
+        values.update({self._plugin.metadata_namespace: self._values})
         self._values = {}
-        return bytes(message.SerializeToString())
+        return wire.field(number, values.SerializeToString())

@@ -9,8 +9,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sandboxd.channel import pairs
 from sandboxd.channel.pairs import Pair
 from sandboxd.errors import PeerError
+from sandboxd.exchange.side import HeldMap
 from sandboxd.front import attributes
-from sandboxd.front.side import HeldMap, Report
+from sandboxd.front.side import Report
 from sandboxd.policy.model import Section
 from sandboxd.policy.redact import Redactor
 

@@ -11,13 +11,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sandboxd.channel import layout, memfd
 from sandboxd.channel.async_vm import AsyncVm, Hooks
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.errors import PeerError
+from sandboxd.exchange.effects import Stream, by_stream
 from sandboxd.front.counters import Counters, PluginCounters
 from sandboxd.front.plugin import Plugin
 from sandboxd.policy.failure import Cause
@@ -27,16 +27,6 @@ _log = logging.getLogger(__name__)
 _LAST_VERDICTS_S = 1.0
 """How long a drained channel waits for what its closed streams still have to log."""
 _READY_LOOK_S = 0.005
-
-
-class Stream(Protocol):
-    """What a channel needs of the streams that use it."""
-
-    def late(self, effects: list[Effect]) -> None:
-        """Effects on this stream arose in another one's event."""
-
-    def lost(self, cause: Cause) -> None:
-        """The VM that had this stream is gone."""
 
 
 @dataclass(slots=True)
@@ -83,6 +73,7 @@ class Channel:
         self._timers: list[asyncio.TimerHandle] = []
         asked = plugin.policy.limits
         counters.limit_log(asked.log_lines_per_second, asked.log_bytes_per_second)
+        counters.name_budgets(plugin.policy)
         hooks = Hooks(self._unclaimed, self._loose, self._restarted, self._broken)
         self.vm = AsyncVm(
             VmClient(fds, plugin.event_limits),
@@ -125,10 +116,7 @@ class Channel:
         return effects
 
     def _sort_out(self, effects: list[Effect], own: int) -> list[Effect]:
-        others: dict[int, list[Effect]] = {}
-        for effect in effects:
-            others.setdefault(effect.stream_id, []).append(effect)
-        mine = others.pop(own, [])
+        mine, others = by_stream(effects, own)
         for stream_id, theirs in others.items():
             stream = self.streams.get(stream_id)
             if stream is None:
@@ -142,7 +130,7 @@ class Channel:
         self.take(verdict)
 
     def _loose(self, effect: Effect) -> None:
-        if effect.kind >= layout.LOG:
+        if effect.kind in layout.NOTICE_KINDS:
             self._note([effect])
         else:
             self._sort_out([effect], 0)

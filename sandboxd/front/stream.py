@@ -1,5 +1,5 @@
 """
-One gRPC stream of ext_proc: reads a message, asks the VM, writes the replies.
+One gRPC stream of ext_proc or network ext_proc: reads a message, asks the VM, writes the replies.
 
 The common turn has no task and no queue: a message is parsed, its event submitted, the verdict met, the reply written.
 Everything else is the exception: a pause that nothing frees, effects that come from another stream's event, a VM that
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from sandboxd.channel import layout
@@ -24,9 +23,10 @@ from sandboxd.channel.async_vm import Lost
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
 from sandboxd.errors import PeerError
-from sandboxd.front.ext_proc_codec import Ask, Exchange
+from sandboxd.exchange.side import Ask
+from sandboxd.front.conversation import Conversation, Make
 from sandboxd.front.registry import Channel, Entry
-from sandboxd.policy.failure import Cause
+from sandboxd.policy.failure import Cause, cause_of_vm_failure
 from sandboxd.policy.model import OnFailure
 
 _log = logging.getLogger(__name__)
@@ -47,10 +47,12 @@ class UnfinishedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a stream's operator has said of it."""
+    """What kind of stream it is, and what its operator has said of it."""
 
-    allow_mode_override: bool = False
-    """See `Exchange`."""
+    parse: Callable[[bytes], Any]
+    """Makes a ``ProcessingRequest`` of a message; raises DecodeError."""
+    make: Make
+    """Makes what the stream is about."""
     ends_early: bool = False
     """The response headers are the last message that the proxy sends: answer them, and the stream is over."""
 
@@ -101,7 +103,7 @@ class ProcessStream:
         task = asyncio.current_task(self._loop)
         assert task is not None
         self.task = task
-        self._exchange: Exchange | None = None
+        self._exchange: Conversation | None = None
         self._channel: Channel | None = None
         self._stream_id = 0
         self._lost: Cause | None = None
@@ -130,12 +132,12 @@ class ProcessStream:
         read = context.read
         write = context.write
         early = self._options.ends_early
-        exchange: Exchange | None = None
+        exchange: Conversation | None = None
         while True:
             data = await read()
             if data is _EOF:
                 return self._over(exchange)
-            message = _parsed(data)
+            message = self._parsed(data)
             self.last_message = time.monotonic()
             if exchange is None:
                 exchange = await self._begin()
@@ -164,13 +166,19 @@ class ProcessStream:
                 self._graceful = True
                 return b""
 
-    def _at_last(self, exchange: Exchange) -> bool:
+    def _parsed(self, data: bytes) -> Any:
+        try:
+            return self._options.parse(data)
+        except DecodeError as error:
+            raise PeerError("message is no ProcessingRequest") from error
+
+    def _at_last(self, exchange: Conversation) -> bool:
         """Whether the proxy has sent the last message that it will."""
         if not exchange.bodiless:
             raise PeerError("the response headers are said to be the last message, but bodies are sent")
-        return exchange.response.headers_seen or exchange.finished
+        return exchange.at_last
 
-    def _over(self, exchange: Exchange | None) -> bytes:
+    def _over(self, exchange: Conversation | None) -> bytes:
         """The proxy has ended the stream."""
         # gRPC says EOF to a stream that was cancelled as well. An exchange that still waits did not end well.
         held = exchange is not None and exchange.waiting
@@ -179,7 +187,7 @@ class ProcessStream:
             raise UnfinishedError
         return b""  # in observability mode nobody looks at it
 
-    async def _last_message_answered(self, exchange: Exchange) -> None:
+    async def _last_message_answered(self, exchange: Conversation) -> None:
         """Wait until nothing is held any more, and write all replies but one, which goes with the status."""
         while exchange.waiting:
             self._watch_pause(exchange)
@@ -190,7 +198,7 @@ class ProcessStream:
         while len(exchange.replies) > 1:
             await self._context.write(exchange.replies.pop(0))
 
-    async def _begin(self) -> Exchange:
+    async def _begin(self) -> Conversation:
         """Choose the channel: with the first message, so that a stream never uses one that was replaced before."""
         entry = self.entry
         entry.counters.count("streams")
@@ -199,9 +207,7 @@ class ProcessStream:
         channel = entry.channel
         self._channel = channel
         plugin = channel.plugin if channel is not None else entry.plugin
-        self._exchange = exchange = Exchange(
-            plugin, entry.counters.report, allow_mode_override=self._options.allow_mode_override
-        )
+        self._exchange = exchange = self._options.make(plugin, entry.counters.report)
         return exchange
 
     async def _wait_for_vm(self, entry: Entry) -> None:
@@ -216,7 +222,7 @@ class ProcessStream:
 
     # --- events ---
 
-    def _submit(self, exchange: Exchange, ask: Ask) -> int:
+    def _submit(self, exchange: Conversation, ask: Ask) -> int:
         """Submit an event; 0 if that is not possible and the failure policy has answered."""
         channel = self._channel
         if self._lost is not None or channel is None or not channel.vm.ready:
@@ -236,7 +242,7 @@ class ProcessStream:
             self._fail(exchange, Cause.PROTOCOL)
         return 0
 
-    async def _ask(self, exchange: Exchange, asks: list[Ask]) -> None:
+    async def _ask(self, exchange: Conversation, asks: list[Ask]) -> None:
         """Submit events one after the other, and deal with what comes of each."""
         for ask in asks:
             event_seq = self._submit(exchange, ask)
@@ -253,19 +259,22 @@ class ProcessStream:
             finally:
                 self._asking = False
             self._outcome(exchange, ask, outcome)
+            if exchange.finished:
+                break
 
-    def _outcome(self, exchange: Exchange, ask: Ask, outcome: Verdict | Lost) -> None:
+    def _outcome(self, exchange: Conversation, ask: Ask, outcome: Verdict | Lost) -> None:
         if type(outcome) is Verdict:
             self._verdict(exchange, ask, outcome)
         elif outcome is Lost.TIMEOUT:
             self._fail(exchange, Cause.TIMEOUT)
         elif outcome is Lost.DOWN:
-            self._fail(exchange, Cause.TRAP)
+            assert self._channel is not None
+            self._fail(exchange, cause_of_vm_failure(self._channel.vm.client.vm_failure))
         else:
             assert self._channel is not None
             self._fail(exchange, self._channel.dead_cause)
 
-    def _verdict(self, exchange: Exchange, ask: Ask, verdict: Verdict) -> None:
+    def _verdict(self, exchange: Conversation, ask: Ask, verdict: Verdict) -> None:
         assert self._channel is not None
         effects = self._channel.take(verdict)
         if verdict.code == layout.CODE_OK or (exchange.observing and verdict.code == layout.CODE_STREAM_OVER):
@@ -280,23 +289,22 @@ class ProcessStream:
             self.entry.counters.report("out_of_order", kind)
         self._fail(exchange, _CODE_CAUSES[verdict.code])
 
-    def _fail(self, exchange: Exchange, cause: Cause) -> None:
+    def _fail(self, exchange: Conversation, cause: Cause) -> None:
         exchange.fail(cause)
         self._leave_vm(reset=True)
 
     # --- replies ---
 
-    def _watch_pause(self, exchange: Exchange) -> None:
+    def _watch_pause(self, exchange: Conversation) -> None:
         """Have a pause end after the time for an event, unless something frees it before."""
         if exchange.waiting:
             if self._pause_timer is None:
-                timeout_s = exchange.plugin.policy.limits.time_per_event_ns / 1e9
-                self._pause_timer = self._loop.call_later(timeout_s, self._pause_over)
+                self._pause_timer = self._loop.call_later(exchange.pause_s, self._pause_over)
         elif self._pause_timer is not None:
             self._pause_timer.cancel()
             self._pause_timer = None
 
-    async def _flush(self, exchange: Exchange) -> None:
+    async def _flush(self, exchange: Conversation) -> None:
         """Write all replies. Whoever writes already sees those that are added meanwhile."""
         if self._writing:
             return
@@ -313,17 +321,18 @@ class ProcessStream:
         self._pause_timer = None
         exchange = self._exchange
         if exchange is not None and exchange.waiting:
-            self._fail(exchange, Cause.TIMEOUT)
+            if not exchange.pause_over():
+                self._fail(exchange, Cause.TIMEOUT)
             self._flush_soon(exchange)
 
-    def _flush_soon(self, exchange: Exchange) -> None:
+    def _flush_soon(self, exchange: Conversation) -> None:
         if self._freed is None:
             self._late_task = self._loop.create_task(self._late_flush(exchange))
             self._keep(self._late_task)
         elif not self._freed.done():
             self._freed.set_result(None)
 
-    async def _late_flush(self, exchange: Exchange) -> None:
+    async def _late_flush(self, exchange: Conversation) -> None:
         try:
             if not exchange.observing:
                 await self._flush(exchange)
@@ -357,6 +366,13 @@ class ProcessStream:
 
     # --- end ---
 
+    def _tell(self, asks: list[Ask]) -> None:
+        """Submit events that nothing comes of any more."""
+        channel = self._channel
+        if self._stream_id and channel is not None and self._lost is None and channel.vm.ready:
+            for ask in asks:
+                channel.vm.tell(self._stream_id, ask.kind, ask.payload, time.time_ns())
+
     def _leave_vm(self, reset: bool) -> None:
         stream_id, channel = self._stream_id, self._channel
         if stream_id and channel is not None:
@@ -371,12 +387,5 @@ class ProcessStream:
             self._pause_timer.cancel()
             self._pause_timer = None
         if self._exchange is not None:
-            self._exchange.end()
+            self._tell(self._exchange.end())
         self._leave_vm(reset=not self._graceful)
-
-
-def _parsed(data: bytes) -> pb.ProcessingRequest:
-    try:
-        return pb.ProcessingRequest.FromString(data)
-    except DecodeError as error:
-        raise PeerError("message is no ProcessingRequest") from error

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import struct
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxd.channel.attach_wire import RefusalCode
 from sandboxd.channel.pairs import decode
 from sandboxd.client import attributes, compiled, wire
 from sandboxd.errors import PeerError
-from sandboxd.policy.capabilities import HTTP_CALLBACKS, PRESETS, needs
+from sandboxd.policy.capabilities import HEADER_CALLBACKS, HOST_FUNCTIONS, HTTP_CALLBACKS, DataNeeds, needs
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.model import (
     FailurePolicy,
-    HeaderRule,
-    ModuleRef,
     OnFailure,
     PluginLimits,
     PluginPolicy,
     PropertyRule,
     RedactionPolicy,
-    RedactMode,
     Section,
-    WritePolicy,
 )
 from sandboxd.policy.redact import Redactor
 from sandboxd.policy.write_rules import WriteRules
 from sandboxd.supervisor import attach_frames as daemon
+from tests.support.policies import KEY, MAPS, NEEDS, PATHS, RULES, WRITES, plugin
 
-KEY = bytes(range(32))
-MODULE = ModuleRef(Path("none.wasm"), "0" * 64)
-NAMES = st.sampled_from(["a", "a-b", "a-bc", "x-secret", "cookie", "authorization", ":path", "b"])
-PATTERNS = st.one_of(NAMES, NAMES.map(lambda name: f"{name}*"))
-RULES = st.lists(st.builds(HeaderRule, PATTERNS, st.sampled_from(RedactMode)), max_size=6).map(tuple)
-PATHS = st.lists(st.sampled_from(["source", "address", "request", "x.y"]), min_size=1, max_size=3).map(tuple)
 POLICIES = st.builds(
     PluginPolicy,
     name=st.just("p"),
-    module=st.just(MODULE),
+    module=st.just(plugin().module),
     limits=st.builds(PluginLimits, body_buffer_bytes=st.integers(1, 1 << 20), open_streams=st.integers(1, 99)),
     redact=st.builds(
         RedactionPolicy,
@@ -50,24 +42,19 @@ POLICIES = st.builds(
         RULES,
         st.lists(st.builds(PropertyRule, PATHS, st.booleans()), max_size=5).map(tuple),
     ),
-    write=st.builds(
-        WritePolicy,
-        deny_headers=st.lists(PATTERNS, max_size=3).map(tuple),
-        allow_headers=st.none() | st.lists(PATTERNS, max_size=3).map(tuple),
-        local_response=st.booleans(),
-        body=st.booleans(),
-        properties=st.booleans(),
-        max_headers=st.integers(0, 9),
-        max_header_bytes=st.integers(0, 99),
-        max_headers_bytes=st.integers(0, 99),
-    ),
+    write=WRITES,
     failure=st.builds(FailurePolicy, st.sampled_from(OnFailure), st.integers(200, 599)),
 )
-HEADERS = st.lists(st.tuples(NAMES.map(str.encode), st.binary(max_size=5)), max_size=6)
+
+WANTED = st.frozensets(st.sampled_from(sorted(HOST_FUNCTIONS | HTTP_CALLBACKS))).map(
+    lambda granted: needs(granted, HTTP_CALLBACKS)
+)
+TOLD = HTTP_CALLBACKS - HEADER_CALLBACKS
+"""Callbacks without which a client need not tell the VM of an event; it always tells of headers."""
 
 
 @settings(max_examples=150, deadline=None)
-@given(POLICIES, HEADERS, HEADERS, PATHS, st.sampled_from(Section))
+@given(POLICIES, MAPS, MAPS, PATHS, st.sampled_from(Section))
 def test_a_compiled_policy_decides_as_the_policy_does(
     policy: PluginPolicy,
     headers: list[tuple[bytes, bytes]],
@@ -75,8 +62,7 @@ def test_a_compiled_policy_decides_as_the_policy_does(
     path: tuple[str, ...],
     section: Section,
 ) -> None:
-    wanted = needs(PRESETS["standard"], HTTP_CALLBACKS)
-    read = compiled.parse(compile_policy("t", policy, wanted, KEY, ("one", "two")))
+    read = compiled.parse(compile_policy("t", policy, NEEDS, KEY, ("one", "two")))
     redactor = Redactor(policy.redact, KEY)
     rules = WriteRules(policy.write, policy.limits.body_buffer_bytes)
 
@@ -87,15 +73,19 @@ def test_a_compiled_policy_decides_as_the_policy_does(
     assert read.rules.headers(changes, section) == rules.headers(changes, section)
     assert read.redactor.property_visible(path) == redactor.property_visible(path)
     assert (read.tenant, read.plugin, read.imports) == ("t", "p", ("one", "two"))
-    assert (read.write, read.failure, read.limits) == (policy.write, policy.failure, policy.limits)
-    for field in ("request_body", "response_trailers", "properties"):
-        assert getattr(read.needs, field) == getattr(wanted, field)
-    assert read.needs.callbacks <= wanted.callbacks
+    assert (read.write, read.failure) == (policy.write, policy.failure)
+    assert read.limits == replace(policy.limits, time_per_pause_ns=policy.time_per_pause_ns)
+
+
+@settings(max_examples=100, deadline=None)
+@given(WANTED)
+def test_a_compiled_policy_says_what_the_plugin_can_read(wanted: DataNeeds) -> None:
+    read = compiled.parse(compile_policy("t", plugin(), wanted, KEY))
+    assert read.needs == replace(wanted, callbacks=wanted.callbacks & TOLD)
 
 
 def a_policy() -> bytes:
-    policy = PluginPolicy("p", MODULE)
-    return compile_policy("t", policy, needs(PRESETS["standard"], HTTP_CALLBACKS), KEY)
+    return compile_policy("t", plugin(), NEEDS, KEY)
 
 
 @settings(max_examples=300, deadline=None)
@@ -130,7 +120,7 @@ def test_the_key_is_not_in_a_policys_text() -> None:
     [
         (daemon.attached(65536, 7, 9), 4, wire.Attached(65536, 7)),
         (daemon.down("why"), 1, wire.Down("why")),
-        (daemon.refused(daemon.RefusalCode.LIMIT, "why"), 0, wire.Refused(3, "why")),
+        (daemon.refused(RefusalCode.LIMIT, "why"), 0, wire.Refused(3, "why")),
         (daemon.drain(), 0, wire.Drain()),
         (daemon.detached("why"), 0, wire.Detached("why")),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +18,15 @@ from sandboxd.front.counters import (
     Counters,
     PluginCounters,
 )
+from sandboxd.policy.failure import Cause
+from sandboxd.policy.model import ModuleRef, PluginLimits, PluginPolicy, VmPolicy
 
 ROOMY = (100_000, 1 << 30)
 """A policy that allows many lines and bytes."""
+
+
+def policy(asked: PluginLimits) -> PluginPolicy:
+    return PluginPolicy("p", ModuleRef(Path("x.wasm"), "0" * 64), limits=asked, vm=VmPolicy(memory_bytes=1 << 20))
 
 
 class Clock:
@@ -123,6 +130,63 @@ def test_notes_and_dropped_lines() -> None:
     )
 
     assert counters.values == {"note.body_limit": 1, "note.unknown": 1, "guest_log.dropped": 1_000_000}
+
+
+def test_a_budget_that_bites_is_named_with_its_value(caplog: pytest.LogCaptureFixture) -> None:
+    counters = PluginCounters("t/p")
+    counters.name_budgets(policy(PluginLimits(metrics=7, body_buffer_bytes=4096)))
+    for note in [layout.NOTE_METRICS_LIMIT] * 5 + [layout.NOTE_BODY_LIMIT]:
+        counters.notices([Effect(layout.NOTE, 0, 0, 1, note, b"")], (), *ROOMY)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "t/p: limits.metrics (7) was reached: 1 times so far",
+        "t/p: limits.metrics (7) was reached: 2 times so far",
+        "t/p: limits.metrics (7) was reached: 4 times so far",
+        "t/p: limits.body_buffer (4096 bytes) was reached: 1 times so far",
+    ]
+    assert counters.values == {"note.metrics_limit": 5, "note.body_limit": 1}
+
+
+@pytest.mark.parametrize(
+    ("cause", "named"),
+    [
+        (Cause.CPU_LIMIT, "limits.cpu_per_call (2.5ms)"),
+        (Cause.HOST_CALL_LIMIT, "limits.host_calls_per_event (9)"),
+        (Cause.MEMORY_LIMIT, "vm.memory (1048576 bytes)"),
+        (Cause.LIMIT, "limits.open_streams (3) or limits.body_buffer (4096 bytes)"),
+        (Cause.TIMEOUT, "limits.time_per_event (150ms) or limits.time_per_pause (150ms)"),
+    ],
+)
+def test_a_stream_that_failed_of_a_budget_names_it(cause: Cause, named: str, caplog: pytest.LogCaptureFixture) -> None:
+    counters = PluginCounters("t/p")
+    counters.name_budgets(
+        policy(
+            PluginLimits(
+                cpu_per_call_ns=2_500_000,
+                host_calls_per_event=9,
+                open_streams=3,
+                body_buffer_bytes=4096,
+                time_per_event_ns=150_000_000,
+            )
+        )
+    )
+    for _ in range(3):
+        counters.report(f"failed.{cause.value}", "")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"t/p: failed.{cause.value} ({named}), {n} so far" for n in (1, 2)
+    ]
+    assert counters.values == {f"failed.{cause.value}": 3}
+
+
+def test_a_missing_property_brings_a_hint(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    counters = PluginCounters("t/p")
+    counters.notices([Effect(layout.NOTE, 0, 1, 1, 8, b"xds\0na\nme")] * 3, (), *ROOMY)
+
+    assert counters.values == {"note.property_missing": 3}
+    assert len(caplog.records) == 2
+    assert caplog.records[0].getMessage().startswith("t/p: the plugin asked for xds.na\\nme, which nobody sent")
 
 
 def test_json_fits() -> None:

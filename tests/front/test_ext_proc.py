@@ -150,6 +150,28 @@ async def test_reload_policy_waits_for_the_next_vm(rig: Rig) -> None:
     await call.done()
 
 
+@pytest.mark.parametrize(
+    ("said", "details", "counter"),
+    [
+        (2, "sandboxd_cpu_limit", "failed.cpu_limit"),
+        (3, "sandboxd_memory_limit", "failed.memory_limit"),
+        (9, "sandboxd_host_call_limit", "failed.host_call_limit"),
+        (0, "sandboxd_vm_trap", "failed.trap"),
+        (4_000_000_000, "sandboxd_vm_trap", "failed.trap"),  # a hostile worker's word
+    ],
+)
+async def test_the_limit_that_ended_the_vm_is_named(rig: Rig, said: int, details: str, counter: str) -> None:
+    def fail(event: Event):  # type: ignore[no-untyped-def]
+        rig.vms[0].fail(said)
+        return []
+
+    rig.attach(answer=fail)
+    response = await immediate(rig)
+
+    assert (response.status.code, response.details) == (503, details)
+    assert rig.count(counter) == 1
+
+
 async def test_trap_in_an_event_and_back_again(rig: Rig) -> None:
     def trap(event: Event):  # type: ignore[no-untyped-def]
         if event.kind == layout.REQUEST_HEADERS and b"/trap" in event.payload:

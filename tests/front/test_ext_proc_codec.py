@@ -14,7 +14,8 @@ from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import Effect, LocalResponse, encode_local_response
 from sandboxd.channel.errors import ChannelBroken
 from sandboxd.errors import PeerError
-from sandboxd.front.ext_proc_codec import Ask, Exchange
+from sandboxd.exchange.side import Ask
+from sandboxd.front.ext_proc_codec import Exchange
 from sandboxd.front.plugin import Plugin
 from sandboxd.policy.capabilities import CALLBACKS
 from sandboxd.policy.failure import Cause

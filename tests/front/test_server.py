@@ -15,7 +15,8 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.channel import memfd
-from sandboxd.config import Machine, load_config
+from sandboxd.config import Machine
+from sandboxd.config_file import load_config
 from sandboxd.errors import ConfigError
 from sandboxd.front.server import Front
 from sandboxd.policy.capabilities import CALLBACKS
