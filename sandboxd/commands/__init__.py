@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sandboxd.commands import check, crashes, daemon_control, doctor, envoy_config, run, serve, status
+from sandboxd.commands import check, crashes, daemon_control, doctor, envoy_config, metrics, run, serve, status
 from sandboxd.commands.common import Subparsers
 
 
@@ -15,5 +15,5 @@ class Command(Protocol):
         """Declare the command and its arguments."""
 
 
-ALL: tuple[Command, ...] = (serve, check, run, envoy_config, status, crashes, daemon_control, doctor)
+ALL: tuple[Command, ...] = (serve, check, run, envoy_config, status, crashes, metrics, daemon_control, doctor)
 """In the order of the help text."""

@@ -21,6 +21,7 @@ from sandboxd.yaml_nodes import Section, Source, Value, compose
 
 MAX_CASES = 10_000
 MAX_HEADERS = limits.MAX_PAIRS_COUNT
+MAX_WAIT_NS = 60 * limits.S_NS
 MAX_BODY_BYTES = 64 * limits.MIB
 _FILL = b"0123456789abcdef"
 
@@ -126,6 +127,8 @@ class Case:
     response: Message
     attributes: dict[str, str | int | bool]
     expect: Expectations
+    wait_s: float = 0.0
+    """How long the VM is left alone before the request, for ticks and queue items."""
 
 
 def load_cases(path: Path) -> list[Case]:
@@ -162,8 +165,8 @@ def parse_cases(text: str, path: str) -> list[Case]:
 
 
 def _case(value: Value) -> Case:
-    section = value.section(("name", "request", "response", "attributes", "expect"))
-    attributes = section.get("attributes")
+    section = value.section(("name", "wait", "request", "response", "attributes", "expect"))
+    attributes, wait = section.get("attributes"), section.get("wait")
     return Case(
         name=section.need("name").string(),
         line=value.line,
@@ -171,6 +174,7 @@ def _case(value: Value) -> Case:
         response=_response(section.get("response")),
         attributes={name: _scalar(v) for name, v in attributes.mapping().items()} if attributes else {},
         expect=_expectations(section.need("expect")),
+        wait_s=wait.duration_ns(0, MAX_WAIT_NS) / limits.S_NS if wait else 0.0,
     )
 
 

@@ -91,9 +91,11 @@ def _print(findings: list[Finding], reports: list[PluginReport]) -> None:
 def _print_report(report: PluginReport, colours: Colours) -> None:
     print(f"{colours.bold}{report.tenant}/{report.plugin}{colours.off}  {report.policy_path}")
     print(f"  module       {report.module}  sha256 {report.module_sha256[:12]}  ABI {report.abi or 'unknown'}")
+    answers = report.denied_answers
     rows = (
+        ("transports", tuple(name.replace(" ", "_") for name in report.transports)),
         ("functions", report.granted_functions),
-        ("not granted", report.denied_functions),
+        ("not granted", tuple(f"{name} (answers {answers[name]})" for name in report.denied_functions)),
         ("unavailable", report.unavailable_functions),
         ("callbacks", report.granted_callbacks),
         ("not called", report.withheld_callbacks),

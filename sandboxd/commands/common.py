@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sandboxd.compiler.cache import KEY_NAME, read_or_make_key
-from sandboxd.config import DEFAULT_CONFIG_PATH, DaemonConfig, UnixListen, default_config, load_config
+from sandboxd.config import DEFAULT_CONFIG_PATH, DaemonConfig, UnixListen, default_config
+from sandboxd.config_file import load_config
 from sandboxd.errors import ConfigError, PolicyError
 from sandboxd.jail.jailer import Jailer, this_machine
 from sandboxd.jail.layers import GROUPS, Layer, resolve

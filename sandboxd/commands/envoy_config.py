@@ -17,9 +17,10 @@ from sandboxd.commands.common import (
     policies_of,
 )
 from sandboxd.commands.envoy_filters import CLUSTER, Json, bootstrap, cluster, dynamic_module_filter, http_filter
+from sandboxd.commands.envoy_network import network_bootstrap, network_filter, network_parts, works_on_tcp
 from sandboxd.config import DaemonConfig, TcpListen, UnixListen
 from sandboxd.errors import ConfigError, PolicyError
-from sandboxd.policy.model import OnFailure, PluginPolicy
+from sandboxd.policy.model import OnFailure, PluginKind, PluginPolicy, TenantPolicy
 from sandboxd.supervisor.prepare import prepare_plugin
 
 _HEAD = """\
@@ -34,7 +35,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "envoy-config",
         help="print the Envoy filters and cluster that fit the policies",
-        description="Print Envoy's HTTP filters (one per plugin) and the cluster that holds all fronts. The"
+        description="Print Envoy's filters (one per plugin) and the cluster that holds all fronts. The"
         " modes follow from the callbacks of each module.",
     )
     add_config_arguments(parser)
@@ -47,6 +48,12 @@ def add_parser(commands: Subparsers) -> None:
         choices=("ext_proc", "shm"),
         default="ext_proc",
         help="how Envoy reaches sandboxd: gRPC to the fronts, or the dynamic module and shared memory",
+    )
+    parser.add_argument(
+        "--filter",
+        choices=("http", "network"),
+        default="http",
+        help="HTTP filters, or network filters of the plugins that have callbacks for TCP",
     )
     parser.add_argument("--bootstrap", action="store_true", help="print a whole configuration with a listener, to try")
     add_compiling_arguments(parser)
@@ -61,26 +68,42 @@ def run(args: argparse.Namespace) -> int:
         raise errors[0]
     if not policies:
         raise PolicyError("there is no policy file", path=str(config.policies))
+    network = args.filter == "network"
     if args.transport == "shm":
-        _print(
-            [module_filter(config, policy.tenant, plugin) for policy in policies for plugin in policy.plugins], [], args
-        )
+        if network:
+            raise ConfigError("shm has no network filter: TCP goes over ext_proc", key="--transport")
+        listed = [(policy.tenant, plugin) for policy in policies for plugin in _filters(policy)]
+        _print([module_filter(config, tenant, plugin) for tenant, plugin in listed], [], args)
         return 0
     compiling = compiling_of(args)
     filters = []
     for policy in policies:
-        for plugin in policy.plugins:
+        for plugin in _filters(policy):
             prepared = prepare_plugin(plugin, *compiling)
+            if network and not works_on_tcp(prepared.manifest.granted_callbacks):
+                continue
+            make = network_filter if network else http_filter
             filters.append(
-                http_filter(
+                make(
                     policy.tenant,
                     plugin,
                     callbacks=prepared.manifest.granted_callbacks,
                     functions=prepared.imported_functions,
                 )
             )
-    _print(filters, [cluster(addresses(config, args.fronts or config.front.processes))], args)
+    fronts = cluster(addresses(config, args.fronts or config.front.processes))
+    if not network:
+        _print(filters, [fronts], args)
+        return 0
+    if not filters:
+        raise PolicyError("no plugin has a callback for TCP that its policy grants", path=policies[0].source_path)
+    print(_HEAD + _yaml((network_bootstrap if args.bootstrap else network_parts)(filters, [fronts])), end="")
     return 0
+
+
+def _filters(policy: TenantPolicy) -> list[PluginPolicy]:
+    """Return the plugins that serve streams: a proxy has no business with services."""
+    return [plugin for plugin in policy.plugins if plugin.kind is PluginKind.FILTER]
 
 
 def module_filter(config: DaemonConfig, tenant: str, plugin: PluginPolicy) -> Json:

@@ -116,7 +116,7 @@ def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], 
             "retry_policy": RETRY,
         },
         "processing_mode": mode,
-        "message_timeout": _duration(plugin.limits.time_per_event_ns + SLACK_NS),
+        "message_timeout": _duration(plugin.time_per_pause_ns + SLACK_NS),
         "failure_mode_allow": plugin.failure.policy is OnFailure.OPEN,
         # Envoy drops writes of routing headers and x-envoy-* by default; which of them may be written is the
         # policy's decision, and sandboxd has made it already.

@@ -7,6 +7,7 @@ is played by lists. The request is sent whole, then the response, as a proxy wou
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.pairs import encode
 from sandboxd.channel.sync_vm import SyncVm, VmLost
 from sandboxd.commands.cases import Action, Case, Message
+from sandboxd.exchange.side import PHASES
 from sandboxd.front.plugin import Plugin
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import Section
@@ -30,15 +32,7 @@ _SECTIONS = {
     layout.RESPONSE_HEADERS: Section.RESPONSE_HEADERS,
     layout.RESPONSE_TRAILERS: Section.RESPONSE_TRAILERS,
 }
-_PHASES = {
-    layout.REQUEST_HEADERS: Phase.REQUEST_HEADERS,
-    layout.REQUEST_BODY: Phase.REQUEST_BODY,
-    layout.REQUEST_TRAILERS: Phase.REQUEST_TRAILERS,
-    layout.RESPONSE_HEADERS: Phase.RESPONSE_HEADERS,
-    layout.RESPONSE_BODY: Phase.RESPONSE_BODY,
-    layout.RESPONSE_TRAILERS: Phase.RESPONSE_TRAILERS,
-    layout.STREAM_CLOSE: Phase.END,
-}
+_PHASES = {**PHASES, layout.STREAM_CLOSE: Phase.END}
 
 
 @dataclass(slots=True)
@@ -100,6 +94,7 @@ class Exchange:
         attributes = self._attributes(self._case.attributes)
         self._stream_id = self._vm.client.open_stream(encode(attributes), time.time_ns())
         try:
+            self._wait(self._case.wait_s)
             self._direction(self._case.request, self._outcome.upstream, layout.REQUEST_HEADERS)
             self._direction(self._case.response, self._outcome.client, layout.RESPONSE_HEADERS)
         except _Stop:
@@ -110,6 +105,19 @@ class Exchange:
         return self._outcome
 
     # --- driving ---
+
+    def _wait(self, wait_s: float) -> None:
+        """Leave the VM alone for so long: it ticks, and takes what is in its queues."""
+        if not wait_s:
+            return
+        generation = self._vm.client.generation
+        try:
+            with contextlib.suppress(TimeoutError):
+                self._vm.wait_loose(lambda _: False, wait_s)
+        except ChannelBroken as error:
+            raise self._failed(layout.REQUEST_HEADERS, Cause.PROTOCOL, str(error)) from None
+        if self._vm.client.generation != generation or self._vm.client.vm_state != layout.VM_READY:
+            raise self._failed(layout.REQUEST_HEADERS, Cause.TRAP, "the VM failed while it waited")
 
     def _direction(self, message: Message, seen: Seen, first_kind: int) -> None:
         """Send one message; headers, body and trailers have numbers that follow each other."""

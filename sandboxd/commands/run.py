@@ -83,7 +83,9 @@ def _run_all(
     """Run every case; a VM that failed is replaced by a fresh one for the next."""
     results: list[Result] = []
     prepared = prepare_plugin(plugin_policy, *compiling)
-    with LocalSandbox(plugin_policy, prepared=prepared, tenant=policy.tenant, jailer=compiling.jailer) as sandbox:
+    with LocalSandbox(
+        plugin_policy, prepared=prepared, tenant=policy.tenant, jailer=compiling.jailer, shared=policy.shared
+    ) as sandbox:
         plugin = _as_front_has_it(policy, sandbox)
         vm: SyncVm | None = None
         for case in cases:

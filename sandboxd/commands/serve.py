@@ -31,7 +31,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the daemon."""
     # Only here: other commands need not load it.
-    from sandboxd.supervisor.daemon import serve  # noqa: PLC0415
+    from sandboxd.supervisor.serve import serve  # noqa: PLC0415
 
     return serve(_with_arguments(config_of(args), args))
 

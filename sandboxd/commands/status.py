@@ -63,6 +63,7 @@ def lines(body: Json, colours: Colours) -> Iterator[str]:
         [_front_row(front) for front in body["fronts"]],
     )
     yield ""
+    yield from _callout_lines(body["egress"])
     yield from table(
         ("TENANT", "STATE", "WORKER", "UP", "LAYERS", "MEMORY", "CPU", "WAITED", "RESTARTS", "STREAMS", "CRASHES"),
         [_tenant_row(tenant) for tenant in body["tenants"]],
@@ -84,6 +85,21 @@ def _jail_lines(jail: Json, colours: Colours) -> Iterator[str]:
         f"Jail: {len(jail['layers'])} layers, {jail['identity']}, self-test {jail['self_test']};"
         f" missing: {', '.join(jail['missing']) or 'none'}"
     )
+
+
+def _callout_lines(egress: Json) -> Iterator[str]:
+    rows = [
+        (plugin, upstream, *(str(_sum(counters, begin)) for begin in ("calls", "answered", "failed.", "denied.")))
+        for plugin, upstreams in sorted(egress["callouts"].items())
+        for upstream, counters in sorted(upstreams.items())
+    ]
+    if rows:
+        yield from table(("CALLOUTS OF", "UPSTREAM", "CALLS", "ANSWERED", "FAILED", "DENIED"), rows)
+        yield ""
+
+
+def _sum(counters: dict[str, int], begin: str) -> int:
+    return sum(value for name, value in counters.items() if name.startswith(begin))
 
 
 def _front_row(front: Json) -> tuple[str, ...]:
@@ -127,7 +143,7 @@ def _plugin_row(tenant: Json, plugin: Json) -> tuple[str, ...]:
     vms = plugin["vms"]
     running = sum(vm["state"] == "running" for vm in vms)
     return (
-        f"{tenant['tenant']}/{plugin['plugin']}",
+        f"{tenant['tenant']}/{plugin['plugin']}{' (service)' if plugin['kind'] == 'service' else ''}",
         plugin["abi"] or "-",
         plugin["module_sha256"][:12],
         f"{running}/{len(vms)}",

@@ -104,6 +104,7 @@ class Daemon:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another ``sandboxd`` command against this daemon, such as ``reload``."""
+        self._heard("")
         return subprocess.run(
             self._command(*arguments), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
         )

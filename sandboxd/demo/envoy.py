@@ -20,7 +20,7 @@ ENVIRONMENT_VARIABLE = "SANDBOXD_ENVOY"
 START_TIMEOUT_S = 30.0
 MODULES_VARIABLE = "ENVOY_DYNAMIC_MODULES_SEARCH_PATH"
 MODULES = Path(__file__).resolve().parents[2] / "build" / "clients" / "lib"
-"""Where `clients/envoy/build.py` puts the dynamic module."""
+"""Where `clients/envoy/build.py` puts the dynamic module; the variable names another place."""
 
 
 class EnvoyMissingError(Exception):
@@ -80,7 +80,7 @@ class Envoy:
         # Without hot restart there is no base id and no shared memory that another Envoy could collide with.
         arguments += ["--disable-hot-restart", "--admin-address-path", str(self._admin_path)]
         arguments += ["--log-level", "warning", "--skip-deprecated-logs", "--drain-time-s", "1"]
-        variables = {**os.environ, MODULES_VARIABLE: str(MODULES), **(environment or {})}
+        variables = {MODULES_VARIABLE: str(MODULES), **os.environ, **(environment or {})}
         self.child = Child("envoy", arguments, directory / "envoy.log", variables)
         self.ports: dict[str, int] = {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.commands.envoy_filters import CIRCUIT_BREAKERS, RETRY, dynamic_module_filter, dynamic_module_route
+from sandboxd.commands.envoy_network import CLOSE_RUNTIME, tcp_proxy
 
 Json = dict[str, Any]
 
@@ -152,6 +153,30 @@ def listener(
     }
 
 
+def tcp_listener(name: str, filters: Iterable[Json], cluster: str, *, buffer_bytes: int = 1 << 20) -> Json:
+    """Return a TCP listener on the loopback interface that forwards to a cluster what passes the filters."""
+    return {
+        "name": name,
+        "address": _loopback(0),
+        "per_connection_buffer_limit_bytes": buffer_bytes,
+        "filter_chains": [{"filters": [*filters, tcp_proxy(cluster, name)]}],
+    }
+
+
+def tcp_cluster(name: str, port: int, *, buffer_bytes: int = 1 << 20) -> Json:
+    """Return a cluster of one TCP upstream on the loopback interface."""
+    cluster = _cluster(name, [_loopback(port)], {}, buffer_bytes)
+    cluster.pop("typed_extension_protocol_options", None)
+    return cluster
+
+
+def network_wasm(name: str, module: Path, configuration: str = "", **plugin: Any) -> Json:
+    """Return Envoy's own Wasm network filter (V8); as `wasm`."""
+    config = wasm(name, module, configuration, **plugin)["typed_config"]["config"]
+    typed = {"@type": f"{_TYPE}/envoy.extensions.filters.network.wasm.v3.Wasm", "config": config}
+    return {"name": "envoy.filters.network.wasm", "typed_config": typed}
+
+
 def http_cluster(name: str, port: int, *, buffer_bytes: int = 1 << 20) -> Json:
     """Return a cluster of one HTTP/1.1 upstream on the loopback interface."""
     options = {"http_protocol_options": {"enable_trailers": True}}
@@ -181,6 +206,7 @@ def bootstrap(listeners: Sequence[Json], clusters: Sequence[Json]) -> Json:
                 }
             ]
         },
+        "layered_runtime": {"layers": [{"name": "sandboxd", "static_layer": dict(CLOSE_RUNTIME)}]},
         "static_resources": {"listeners": list(listeners), "clusters": list(clusters)},
     }
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wasmtime import wat2wasm
 
 from sandboxd.cli import main
+from sandboxd.policy.capabilities import CALLOUT_FUNCTIONS
+from tests.hostcore.guest_wat import guest
 from tests.support.daemon_client import ADD_HEADER, GUESTS, RUST_HEADERS, policy_text
 
 
@@ -60,16 +63,26 @@ def test_needed_against_granted(check: Checker) -> None:
 
     report = result["plugins"][0]
     assert report["abi"] == "0.2.1"
-    assert report["denied_functions"] == ["proxy_set_property"]
+    assert set(report["denied_functions"]) == {"proxy_set_property", *CALLOUT_FUNCTIONS}
     assert "proxy_log" in report["granted_functions"]
-    assert "proxy_http_call" in report["unavailable_functions"]
     assert "proxy_on_log" in report["withheld_callbacks"]
     assert "proxy_on_request_headers" in report["granted_callbacks"]
     assert report["start_ms"] > 0
     assert "no_new_privs" in report["layers"]
     assert result["ok"] is True
     assert set(codes(result, "warning")) == {"denied_functions", "withheld_callbacks"}
-    assert "unavailable_functions" in codes(result, "note")
+    assert "no_callouts" in codes(result, "note")
+
+
+def test_functions_that_a_policy_with_upstreams_forgot_to_grant(check: Checker) -> None:
+    """Without upstreams it is a note: every module of the Rust SDK imports them."""
+    callouts = "callouts: {upstreams: {auth: {url: 'http://auth.example', paths: [/]}}}"
+    result = check.json({"a": policy_text("alpha", RUST_HEADERS, more=callouts)})
+
+    (finding,) = [finding for finding in result["findings"] if finding["severity"] == "warning"]
+    assert finding["code"] == "denied_functions"
+    assert "proxy_http_call" in finding["text"]
+    assert "no_callouts" not in codes(result, "note")
 
 
 def test_strict_makes_warnings_count(check: Checker) -> None:
@@ -116,3 +129,42 @@ def test_duplicate_tenants(check: Checker) -> None:
     assert set(codes(result)) == {"policy"}
     assert "a.yaml" in result["findings"][0]["text"]
     assert "b.yaml" in result["findings"][0]["text"]
+
+
+def test_a_service_with_nothing_to_do(check: Checker) -> None:
+    """It is told so; one that ticks is not."""
+    result = check.json(
+        {
+            "a": policy_text("alpha", ADD_HEADER, more="kind: service"),
+            "b": policy_text("beta", GUESTS / "c" / "c_log_shipper.wasm", more="kind: service"),
+        }
+    )
+
+    assert [found["tenant"] for found in result["findings"] if found["code"] == "idle_service"] == ["alpha"]
+    assert result["ok"] is True
+
+
+def test_what_the_conformance_data_tell_of_a_module(check: Checker, tmp_path: Path) -> None:
+    """Answers of what is denied, transports, functions of another ABI, foreign functions that nobody offers."""
+    calls = [
+        ("proxy_call_foreign_function", "verify_signature", "", 64, 68),
+        ("proxy_call_foreign_function", "compress", "resigned", 64, 68),
+        ("proxy_clear_route_cache",),
+        ("path_open", 3, 0, "file", 0, 2, 0, 0, 64),
+    ]
+    http, tcp = tmp_path / "http.wasm", tmp_path / "tcp.wasm"
+    http.write_bytes(wat2wasm(guest({"request_headers": calls})))
+    tcp.write_bytes(wat2wasm(guest({"downstream_data": [], "tick": []})))
+    policies = {"a": policy_text("alpha", http), "b": policy_text("beta", tcp).replace("standard", "full")}
+    result = check.json(policies)
+    first, second = result["plugins"]
+
+    assert first["denied_functions"] == ["path_open"]
+    assert first["denied_answers"] == {"path_open": 76}
+    assert first["foreign_to_abi"] == ["proxy_clear_route_cache"]
+    assert first["foreign_functions"] == ["verify_signature"]
+    assert first["transports"] == ["ext_proc", "shm"]
+    assert second["foreign_functions"] == []
+    assert set(second["transports"]) <= {"ext_proc", "network ext_proc", "shm"}
+    assert {"foreign_to_abi", "foreign_functions"} <= set(codes(result, "note"))
+    assert "path_open (answers 76)" in check(policies)[1]

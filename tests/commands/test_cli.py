@@ -12,7 +12,7 @@ import pytest
 from sandboxd.cli import main
 from sandboxd.commands.common import Colours, with_runtime_directory
 from sandboxd.commands.status import is_well, lines
-from sandboxd.config import parse_config
+from sandboxd.config_file import parse_config
 from tests.support.daemon_client import ADD_HEADER, fake_daemon, policy_text
 
 
@@ -115,6 +115,7 @@ def test_status_shows_what_is_wrong() -> None:
     vm = {"state": "down", "guest_memory_bytes": 1 << 20, "streams": 0, "crashes": 6, "cpu_ms": 5.0}
     plugin = {
         "plugin": "p",
+        "kind": "service",
         "abi": "0.2.1",
         "module_sha256": "0" * 64,
         "vms": [vm],
@@ -130,6 +131,7 @@ def test_status_shows_what_is_wrong() -> None:
         "policies": "/p",
         "policy_errors": {"/p/x.yaml": "/p/x.yaml:3: bad"},
         "fronts": [],
+        "egress": {"pid": 0, "restarts": 0, "callouts": {}},
         "cgroup": {"missing": "nobody gave us one"},
         "jail": {
             "identity": "own uid",
@@ -160,6 +162,7 @@ def test_status_shows_what_is_wrong() -> None:
     assert "Jail: 2 layers, own uid, self-test passed; missing: network_namespace" in shown
     assert "WORKERS ARE LESS ISOLATED: no network_namespace (a container)" in shown
     assert "  /p/x.yaml:3: bad" in shown
+    assert any(line.startswith("a/p (service)") for line in shown)
     assert any("0/1" in line and "1024 KiB" in line and " 6 QUARANTINE " in line for line in shown)
 
 
@@ -184,7 +187,7 @@ def test_unknown_layers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_light_commands_load_no_grpc() -> None:
     """And nothing of the engine: only fronts and workers do."""
     code = (
-        "import sys, sandboxd.cli, sandboxd.supervisor.daemon;"
+        "import sys, sandboxd.cli, sandboxd.supervisor.serve;"
         "print([name for name in ('grpc', 'wasmtime') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -11,10 +11,12 @@ import yaml
 
 from sandboxd.cli import main
 from sandboxd.commands.envoy_filters import cluster, http_filter, processing_mode
+from sandboxd.commands.envoy_network import network_filter
 from sandboxd.demo.envoy import find_envoy
 from sandboxd.policy import capabilities as caps
 from sandboxd.policy.model import ModuleRef, PluginPolicy
 from tests.support.daemon_client import ADD_HEADER, RUST_HEADERS, policy_text
+from tests.support.guests import C_TCP_FLOW
 
 HEADERS = {"proxy_on_context_create", "proxy_on_request_headers"}
 
@@ -177,3 +179,74 @@ def test_the_dynamic_module_needs_no_front_and_no_compiler(tmp_path: Path, capsy
     config.write_text(f"policies: {policies}\n")
     assert main(["envoy-config", "--config", str(config), "--transport", "shm"]) == 2
     assert "attach" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("transport", ["ext_proc", "shm"])
+def test_services_are_left_out(
+    policies: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, transport: str
+) -> None:
+    """Over each transport: a proxy has no business with them."""
+    service = policy_text("beta", ADD_HEADER, name="ship", more="kind: service").partition("plugins:\n")[2]
+    (policies / "b.yaml").write_text((policies / "b.yaml").read_text() + service)
+    (tmp_path / "config.yaml").write_text("attach: {}")
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--cache-directory", str(artefact_cache)]
+    assert main(["envoy-config", str(policies), "--transport", transport, *arguments]) == 0
+
+    made = yaml.safe_load(capsys.readouterr().out)
+    assert [entry["name"] for entry in made["http_filters"]] == ["sandboxd.alpha.main", "sandboxd.beta.main"]
+
+
+def network_of(callbacks: set[str], **changes: Any) -> dict[str, Any]:
+    """Return the network filter's configuration of a plugin with these callbacks."""
+    plugin = PluginPolicy("p", ModuleRef(Path("m"), "0" * 64), capabilities=caps.PRESETS["standard"], **changes)
+    return dict(network_filter("t", plugin, callbacks=callbacks, functions={"proxy_get_property"})["typed_config"])
+
+
+def test_the_network_filter_follows_from_the_callbacks() -> None:
+    """Downstream always, upstream for those who have a business with it; time and failure from the policy."""
+    from sandboxd.policy.model import FailurePolicy, OnFailure
+
+    down = network_of({"proxy_on_downstream_data"})
+    assert down["processing_mode"] == {"process_read": "STREAMED", "process_write": "SKIP"}
+    assert network_of({"proxy_on_upstream_data"})["processing_mode"]["process_write"] == "STREAMED"
+    assert network_of({"proxy_on_new_connection"})["processing_mode"]["process_write"] == "STREAMED"
+    assert down["message_timeout"] == "0.300s"
+    assert down["failure_mode_allow"] is False
+    assert network_of(set(), failure=FailurePolicy(OnFailure.OPEN))["failure_mode_allow"] is True
+    assert [entry["value"] for entry in down["grpc_service"]["initial_metadata"]] == ["t", "p"]
+    assert "destination.port" in down["connection_attributes"]
+    assert "source.address" not in down["connection_attributes"]
+
+
+@pytest.mark.envoy
+def test_a_real_envoy_takes_the_network_filter(
+    policies: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of the plugins that have callbacks for TCP, with the runtime key that the filter needs."""
+    (policies / "t.yaml").write_text(policy_text("tau", C_TCP_FLOW.path))
+    arguments = ["--filter", "network", "--cache-directory", str(artefact_cache), "--runtime-directory", "/run/x"]
+    assert main(["envoy-config", str(policies), *arguments]) == 0
+    parts = yaml.safe_load(capsys.readouterr().out)
+    # A module made with the Rust SDK exports every callback, so nobody can tell what it is for.
+    assert [entry["name"] for entry in parts["filters"]] == ["sandboxd.beta.main", "sandboxd.tau.main"]
+    (layer,) = parts["layered_runtime"]["layers"]
+    assert layer["static_layer"] == {"envoy.reloadable_features.connection_close_through_filter_manager": True}
+    assert main(["envoy-config", str(policies), *arguments, "--bootstrap"]) == 0
+    (tmp_path / "envoy.yaml").write_text(capsys.readouterr().out)
+
+    command = [str(find_envoy()), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_network_filters_need_a_plugin_for_tcp(
+    policies: Path, artefact_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And have no shared memory."""
+    cache = ["--cache-directory", str(artefact_cache)]
+    (policies / "b.yaml").unlink()
+    assert main(["envoy-config", str(policies), "--filter", "network", *cache]) != 0
+    assert "no plugin has a callback for TCP" in capsys.readouterr().err
+    assert main(["envoy-config", str(policies), "--filter", "network", "--transport", "shm"]) != 0
+    assert "no network filter" in capsys.readouterr().err

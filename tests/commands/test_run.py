@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from wasmtime import wat2wasm
 
 from sandboxd.cli import main
 from tests.support.daemon_client import ADD_HEADER, GUESTS, RUST_HEADERS, policy_text
@@ -196,3 +198,57 @@ def test_errors_are_one_line(run: Runner) -> None:
     status, _, err = run(policy_text("t", ADD_HEADER, sha256="0" * 64), "cases: [{name: a, expect: {}}]")
     assert status == 1
     assert "sha256" in err
+
+
+TICK = """(module
+  (import "env" "proxy_set_tick_period_milliseconds" (func $period (param i32) (result i32)))
+  (import "env" "proxy_log" (func $log (param i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 64) "tick")
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 1024))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32) (drop (call $period (i32.const 1))) (i32.const 1))
+  (func (export "proxy_on_tick") (param i32) %s))"""
+LOGS, TRAPS = "(drop (call $log (i32.const 2) (i32.const 64) (i32.const 4)))", "unreachable"
+
+
+@pytest.fixture
+def ticking(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that makes a module with this in its tick, each millisecond or as often as it may."""
+
+    def make(body: str) -> Path:
+        path = tmp_path / "ticking.wasm"
+        path.write_bytes(bytes(wat2wasm(TICK % body)))
+        return path
+
+    return make
+
+
+def test_a_case_can_wait_for_ticks(run: Runner, ticking: Callable[[str], Path]) -> None:
+    """A service too; and no oftener than the policy lets it tick."""
+    cases = """
+cases:
+  - {name: before, expect: {no_logs: [tick]}}
+  - {name: after, wait: 400ms, expect: {logs: [{level: info, contains: tick}]}}
+"""
+    policy = policy_text("t", ticking(LOGS), more="kind: service\nlimits: {tick_period: 100ms}")
+    status, out, _ = run(policy, cases, "--json")
+
+    assert status == 0, out
+    assert 1 <= len(json.loads(out)["cases"][1]["logs"]) <= 5
+
+
+@pytest.mark.parametrize(("wait", "problem"), [("61s", "cases[0].wait"), ("soon", "duration")])
+def test_a_wait_is_bounded(run: Runner, wait: str, problem: str) -> None:
+    status, _, err = run(policy_text("t", ADD_HEADER), f"cases: [{{name: x, wait: {wait}, expect: {{}}}}]")
+
+    assert status == 2
+    assert problem in err
+
+
+def test_a_vm_that_traps_while_a_case_waits(run: Runner, ticking: Callable[[str], Path]) -> None:
+    cases = "cases: [{name: waits, wait: 500ms, expect: {action: fail, client: {status: 503}}}]"
+    status, out, _ = run(policy_text("t", ticking(TRAPS)), cases, "--verbose")
+
+    assert status == 0, out
+    assert "while it waited" in out
+    assert "proxy_on_tick" in out
