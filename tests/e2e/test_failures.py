@@ -134,11 +134,12 @@ def test_hoarding_is_bounded(running: stage.Stage, file: str) -> None:
     assert_good(running)
 
 
-def test_a_pause_without_end_is_answered(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("transport", stage.TRANSPORTS)
+def test_a_pause_without_end_is_answered(tmp_path_factory: pytest.TempPathFactory, transport: str) -> None:
     """Nobody waits for ever on a filter that never resumes: Envoy's timeout or ours answers with an error."""
     tenants = [stage.Tenant("tenant", [entry("pause_forever", "closed")])]
     directory = tmp_path_factory.mktemp("pause")
-    with stage.running(directory, tenants, ext_proc={"message_timeout": "1s"}) as running:
+    with stage.running(directory, tenants, ext_proc={"message_timeout": "1s"}, transport=transport) as running:
         started = time.monotonic()
         answer = running.get("/tenant/pause-forever/")
 

@@ -44,3 +44,27 @@ def test_a_killed_front_is_replaced(tmp_path: Path) -> None:
         failed = [answer for answer in flow.answers if answer.status != 200]
         assert len(failed) <= 8 * 2, "only what the front had in hand may fail"
         assert all(answer.done_s > moment for answer in failed)
+
+
+def test_a_killed_front_does_not_touch_the_dynamic_module(tmp_path: Path) -> None:
+    """Its traffic does not go through fronts: nothing fails, nothing passes unfiltered."""
+    tenants = [stage.Tenant("tenant", [guests.C_ADD_HEADER.plugin()])]
+    with stage.running(tmp_path, tenants, transport=stage.SHM) as running:
+        (front,) = running.sandbox.status()["fronts"]
+        with traffic.running(running.port, Request("GET", f"/tenant/{guests.C_ADD_HEADER.name}/")) as flow:
+            stage.eventually(lambda: len(flow.answers) > 50, "traffic flows")
+            os.kill(front["pid"], signal.SIGKILL)
+            stage.eventually(
+                lambda: (
+                    [one["pid"] for one in running.sandbox.status()["fronts"] if one["ready"]]
+                    not in ([], [front["pid"]])
+                ),
+                "a new front",
+            )
+            time.sleep(0.5)
+
+        assert flow.statuses() == {200}
+        assert all(
+            answer.message is not None and answer.message.values("x-wasm-processed") == ("Yes",)
+            for answer in flow.answers
+        )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from sandboxd.demo import daemon
 from sandboxd.demo.client import Request
-from tests.support import guests, stage, traffic
+from tests.support import guests, stage
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
 
@@ -60,43 +56,3 @@ def test_bodies_pass_the_filter(running: stage.Stage) -> None:
     assert answer.status == 200
     (seen,) = running.recorder.take()
     assert len(seen.body) == len(body)
-
-
-@pytest.mark.parametrize(("failure", "status"), [("closed", 503), ("open", 200)])
-def test_envoy_survives_the_daemon_and_finds_the_next(tmp_path: Path, failure: str, status: int) -> None:
-    """While it is away its own configuration decides; no restart of Envoy is needed afterwards."""
-    tenants = [stage.Tenant("acme", [guests.C_ADD_HEADER.plugin()])]
-    path = f"/acme/{guests.C_ADD_HEADER.name}/"
-    with stage.running(tmp_path, tenants, transport=stage.SHM, shm={"failure": failure}) as running:
-        assert running.get(path).values("x-wasm-processed") == ("Yes",)
-        envoy_pid = running.proxy.child.pid
-        os.kill(running.sandbox.child.pid, signal.SIGKILL)
-        stage.eventually(lambda: not running.get(path).values("x-wasm-processed"), "the daemon is missed")
-        assert {running.get(path).status for _ in range(20)} == {status}
-
-        (tmp_path / "notify.sock").unlink()
-        with daemon.running(running.policies, tmp_path, config={"attach": {"channels": 2}}):
-            stage.eventually(lambda: running.get(path).values("x-wasm-processed") == ("Yes",), "filtered again")
-            assert running.proxy.child.pid == envoy_pid
-            assert running.proxy.child.exit_code is None
-
-
-def test_a_reload_in_the_middle_of_traffic_loses_nothing(tmp_path: Path) -> None:
-    """Each request is answered, by the older version of the plugin or the newer one."""
-    tenant = stage.Tenant("acme", [guests.C_ADD_HEADER.plugin()])
-    path = f"/acme/{guests.C_ADD_HEADER.name}/"
-    with stage.running(tmp_path, [tenant], transport=stage.SHM) as running:
-        flood = traffic.Traffic(running.port, Request("GET", path))
-        flood.start()
-        try:
-            stage.eventually(lambda: len(flood.answers) > 30, "traffic flows")
-            plugin = guests.C_ADD_HEADER.plugin(configuration="another")
-            stage.Tenant("acme", [plugin]).write(running.policies)
-            assert running.sandbox.command("reload").returncode == 0
-            before = len(flood.answers)
-            stage.eventually(lambda: len(flood.answers) > before + 30, "traffic flows on")
-        finally:
-            flood.stop()
-
-    assert flood.statuses() == {200}
-    assert all(a.message is not None and a.message.values("x-wasm-processed") == ("Yes",) for a in flood.answers)

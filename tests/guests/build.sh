@@ -47,6 +47,8 @@ build_go() {
     cd "$guests/go"
     GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -buildvcs=false -ldflags="-s -w" \
         -o go_filter.wasm .
+    GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -buildvcs=false -ldflags="-s -w" \
+        -o go_files.wasm ./files
 }
 
 build_assemblyscript() {

@@ -26,6 +26,11 @@ GO_WASI = {
     "fd_fdstat_get", "fd_fdstat_set_flags", "fd_prestat_dir_name", "fd_prestat_get", "fd_write",
     "poll_oneoff", "proc_exit", "random_get", "sched_yield",
 }  # fmt: skip
+FILES_WASI = {
+    "fd_close", "fd_fdstat_get", "fd_filestat_get", "fd_prestat_dir_name", "fd_prestat_get", "fd_read", "fd_readdir",
+    "path_create_directory", "path_filestat_get", "path_open", "path_remove_directory", "path_rename",
+    "path_unlink_file",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,35 @@ def _rust(*more: str) -> Expected:
     return Expected("0_2_1", ("_initialize",), ALLOCATORS[:1], wasi=frozenset({*RUST_WASI, *more}))
 
 
+GO_SOURCES = {"go_filter": GUESTS / "go/main.go", "go_files": GUESTS / "go/files/main.go"}
+"""A Go module is named by its folder, not by a file."""
+
 FILTERS = {
     "http_headers": _rust(),
     "http_config": _rust(),
     "http_body": _rust(),
     "token_gate": _rust(),
+    "callouts": _rust(),
     "probe": _rust("clock_time_get", "poll_oneoff", "random_get"),
     "c_add_header": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_json_body": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_counter": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_bench": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_access_log": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_log_shipper": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_twenty_calls": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_all_on": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_tcp_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_tcp_flow": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_state_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_rate_limiter": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_circuit_breaker": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_fault_injection": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_ext_authz": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_jwt_check": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_abi_0_1_0": Expected("0_1_0", ("_start",), ALLOCATORS),
+    "files": _rust(*FILES_WASI),
+    "go_files": Expected("0_2_0", ("_initialize",), ALLOCATORS[:1], wasi=frozenset(GO_WASI | FILES_WASI)),
     "go_filter": Expected("0_2_0", ("_initialize",), ALLOCATORS[:1], wasi=frozenset(GO_WASI)),
     "as_filter": Expected("0_2_0", (), ALLOCATORS[1:], "wasi_unstable", frozenset({"proc_exit"})),
 }
@@ -109,7 +133,7 @@ def test_module_is_valid_and_has_its_source(load: Load, path: Path) -> None:
     load(path)
     stem = path.with_suffix("")
     sources = [stem.with_suffix(".wat"), stem.with_suffix(".c"), stem.with_suffix(".ts"), stem / "src/lib.rs"]
-    assert any(source.exists() for source in sources) or path.name == "go_filter.wasm"
+    assert any(source.exists() for source in sources) or (path.stem in GO_SOURCES and GO_SOURCES[path.stem].exists())
 
 
 @pytest.mark.parametrize("path", sorted(GUESTS.rglob("*.wat")), ids=lambda path: path.stem)

@@ -25,7 +25,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def library_sources() -> list[str]:
+def client_sources() -> list[str]:
     return sorted(str(path) for path in SOURCES.glob("*.c") if path.name != "bench_rtt.c")
 
 
@@ -54,7 +54,7 @@ def sanitizers(directory: Path) -> tuple[str, ...]:
 def compile_to(target: Path, sources: Sequence[str], flags: Sequence[str]) -> Path:
     _, command = compiler()
     made = subprocess.run(
-        [*command, *FLAGS, *flags, "-I", str(SOURCES), "-o", str(target), *sources, *library_sources()],
+        [*command, *FLAGS, *flags, "-I", str(SOURCES), "-o", str(target), *sources, *client_sources()],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
@@ -177,6 +177,7 @@ def load(path: Path) -> c.CDLL:
         "sbx_channel_hooks": (None, [pointer, c.POINTER(Hooks)]),
         "sbx_channel_reason": (c.c_char_p, [pointer]),
         "sbx_channel_generation": (c.c_uint32, [pointer]),
+        "sbx_channel_down_cause": (c.c_uint32, [pointer]),
         "sbx_channel_policy": (pointer, [pointer]),
         "sbx_channel_fd": (c.c_int, [pointer]),
         "sbx_channel_socket": (c.c_int, [pointer]),

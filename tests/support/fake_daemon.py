@@ -1,7 +1,7 @@
 """
 The daemon with fronts that speak no gRPC, as a program: ``python fake_daemon.py CONFIG``.
 
-A fake front listens on its Unix socket for lines ``TENANT PLUGIN``, drives one GET exchange through the
+A fake front listens on its Unix socket for lines ``TENANT PLUGIN [PATH]``, drives one GET exchange through the
 plugin's VM and answers with one JSON line. So the supervisor is tested whole, and nothing but the supervisor.
 """
 
@@ -24,13 +24,14 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.memfd import ChannelFds
 from sandboxd.channel.pairs import encode
 from sandboxd.channel.sync_vm import SyncVm, VmLost
-from sandboxd.config import DaemonConfig, UnixListen, load_config
+from sandboxd.config import DaemonConfig, UnixListen
+from sandboxd.config_file import load_config
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames
-from sandboxd.supervisor.daemon import serve
+from sandboxd.supervisor.serve import serve
 
 Json = dict[str, Any]
-HEADERS = [(b":method", b"GET"), (b":path", b"/"), (b":authority", b"example.com"), (b":scheme", b"http")]
+HEADERS = [(b":method", b"GET"), (b":authority", b"example.com"), (b":scheme", b"http")]
 
 
 class FakeFront:
@@ -129,6 +130,9 @@ class FakeFront:
             channel_id = self._serving[key.removeprefix("broken ")]
             self._tell(channel_broken=control.ChannelBroken(channel_id=channel_id, reason="a test says so"))
             return {}
+        tenant, _, rest = key.partition(" ")
+        plugin, _, path = rest.partition(" ")
+        key = f"{tenant} {plugin}"
         channel_id = self._serving.get(key, 0)
         if not channel_id:
             return {"down": self._down.get(key, "unknown")}
@@ -136,7 +140,7 @@ class FakeFront:
         try:
             vm.wait_ready(0.2)
             stream_id = vm.client.open_stream(b"", 1)
-            payload = encode(HEADERS)
+            payload = encode([(b":path", path.encode() or b"/"), *HEADERS])
             # Short: while it waits, this front hears no Detach.
             verdict = vm.call(stream_id, layout.REQUEST_HEADERS, payload, end_of_stream=True, timeout_s=0.2)
             vm.close_stream(stream_id, timeout_s=0.2)

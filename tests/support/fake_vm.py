@@ -53,7 +53,7 @@ def pass_through(event: Event) -> list[Record]:
     """Everything goes on as it came."""
     if event.kind in layout.WITHOUT_VERDICT:
         return []
-    if event.kind in layout.BODY_KINDS:
+    if event.kind in layout.BODY_KINDS:  # of TCP too
         flags = layout.FLAG_AS_SUBMITTED | event.flags & layout.FLAG_END_OF_STREAM
         return [event.effect(event.kind, flags=flags), event.verdict()]
     if event.kind in layout.MAP_KINDS:
@@ -102,8 +102,9 @@ class FakeVm:
         self.words[layout.OFFSET_VM_STATE // 4] = layout.VM_READY
         os.eventfd_write(self._client_fd, 1)
 
-    def fail(self) -> None:
+    def fail(self, cause: int = 0) -> None:
         """The VM is gone; what the ring holds stays there."""
+        self.words[layout.OFFSET_VM_FAILURE // 4] = cause
         self.words[layout.OFFSET_VM_STATE // 4] = layout.VM_FAILED
         os.eventfd_write(self._client_fd, 1)
 

@@ -18,6 +18,7 @@ from sandboxd.front.registry import Channel, Owner, Registry
 from sandboxd.policy.capabilities import CALLBACKS
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import PluginPolicy
+from sandboxd.protos import network_ext_proc_pb2 as network_pb
 from tests.support.fake_vm import Answer, FakeVm, pass_through
 
 FUNCTIONS = (
@@ -150,6 +151,16 @@ class Rig:
         )
         return Call(method(metadata=metadata))
 
+    def connect(self, plugin: str = "") -> Connection:
+        """Open a network ext_proc stream."""
+        metadata = [("x-sandboxd-tenant", "acme")] + ([("x-sandboxd-plugin", plugin)] if plugin else [])
+        method = self.channel.stream_stream(
+            "/envoy.service.network_ext_proc.v3.NetworkExternalProcessor/Process",
+            request_serializer=network_pb.ProcessingRequest.SerializeToString,
+            response_deserializer=network_pb.ProcessingResponse.FromString,
+        )
+        return Connection(method(metadata=metadata))
+
     def count(self, name: str, key: str = "acme/filter") -> int:
         return self.counters.plugin(key).values.get(name, 0)
 
@@ -192,6 +203,36 @@ class Call:
     async def status(self) -> tuple[grpc.StatusCode, str]:
         code = await asyncio.wait_for(self.rpc.code(), 5)
         return code, await self.rpc.details()
+
+
+class Connection(Call):
+    """One network ext_proc stream of the client."""
+
+    async def down(self, data: bytes, eos: bool = False, **rest: Any) -> None:
+        """Send what comes from downstream."""
+        await self.send(network_pb.ProcessingRequest(read_data={"data": data, "end_of_stream": eos}, **rest))
+
+    async def up(self, data: bytes, eos: bool = False, **rest: Any) -> None:
+        """Send what comes from upstream."""
+        await self.send(network_pb.ProcessingRequest(write_data={"data": data, "end_of_stream": eos}, **rest))
+
+    async def reply(self) -> tuple[str, bytes, bool]:
+        """Receive a reply: direction or status, bytes, end of stream."""
+        got = await self.receive()
+        for name in ("read_data", "write_data"):
+            if got.HasField(name):
+                data = getattr(got, name)
+                assert got.connection_status == got.CONTINUE
+                return name, data.data, data.end_of_stream
+        return got.ConnectionStatus.Name(got.connection_status), b"", False
+
+    async def silent(self) -> bool:
+        """Whether no reply comes for a while; the stream is of no use afterwards."""
+        try:
+            await asyncio.wait_for(self.rpc.read(), 0.1)
+        except TimeoutError:
+            return True
+        return False
 
 
 def kinds_seen(vm: FakeVm) -> list[str]:

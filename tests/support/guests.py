@@ -51,6 +51,13 @@ C_JSON_BODY = Guest("c-json-body", "c/c_json_body.wasm")
 C_ABI_0_1_0 = Guest("c-abi-0-1-0", "c/c_abi_0_1_0.wasm", "as configured")
 PROBE = Guest("probe", "rust/probe.wasm", "as configured", environment={"PROBE_ENV": "from outside"})
 C_BENCH = Guest("c-bench", "c/c_bench.wasm")
+C_ACCESS_LOG = Guest("c-access-log", "c/c_access_log.wasm")
+C_LOG_SHIPPER = Guest("c-log-shipper", "c/c_log_shipper.wasm")
+C_TWENTY_CALLS = Guest("c-twenty-calls", "c/c_twenty_calls.wasm")
+C_ALL_ON = Guest("c-all-on", "c/c_all_on.wasm")
+C_STATE_PROBE = Guest("c-state-probe", "c/c_state_probe.wasm")
+C_TCP_FLOW = Guest("c-tcp-flow", "c/c_tcp_flow.wasm")
+CALLOUTS = Guest("callouts", "rust/callouts.wasm")
 GO_FILTER = Guest(
     "go-filter",
     "go/go_filter.wasm",
@@ -63,3 +70,8 @@ AS_FILTER = Guest("as-filter", "assemblyscript/as_filter.wasm", "from AssemblySc
 def misdeed(file: str) -> Guest:
     """Return a guest of `tests/guests/misdeeds` by its file's stem; its plugin is named after it."""
     return Guest(file.replace("_", "-"), f"misdeeds/{file}.wasm")
+
+
+def tcp_probe(behaviour: str) -> Guest:
+    """Return the TCP probe that behaves so; its plugin is named ``tcp-BEHAVIOUR``."""
+    return Guest(f"tcp-{behaviour}", "c/c_tcp_probe.wasm", behaviour)

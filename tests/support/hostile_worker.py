@@ -24,6 +24,9 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.worker.control import ControlSocket
 from sandboxd.worker.loop import Loop
 from tests.support.fake_vm import Event, FakeVm, pass_through
+from tests.support.hostile_callouts import CalloutDeeds
+from tests.support.hostile_connections import ConnectionDeeds
+from tests.support.hostile_files import FileDeeds
 
 LOCKED, ALLOWED = b"x-locked", b"x-allowd"
 """Headers that the policy forbids to write and does not; of one length."""
@@ -32,10 +35,11 @@ LOG_LINES = 5000
 SMUGGLED_FRAMES = 50
 
 
-class Evil:
+class Evil(CalloutDeeds, ConnectionDeeds, FileDeeds):
     """One worker with one deed."""
 
     def __init__(self, deed: str, socket: ControlSocket) -> None:
+        super().__init__()
         self._answer: Callable[[Event], Iterable[Record]] = getattr(self, deed.replace("-", "_"))
         self._socket = socket
         self._vms: list[FakeVm] = []
@@ -53,6 +57,8 @@ class Evil:
                 self._socket.send(vm_closed=control.VmClosed(vm_id=frame.body.vm_id))
             elif frame.kind == "restart_vm" and self._smuggled:
                 self._smuggle_one()
+            elif frame.kind == "callout_answer":
+                self.callout_answer(frame.body)
             elif frame.kind == "ping":
                 self._socket.send(pong=control.Pong(number=frame.body.number))
 
@@ -65,7 +71,8 @@ class Evil:
         self._socket.send(vm_started=control.VmStarted(vm_id=request.vm_id, generation=1))
 
     def _answered(self, event: Event) -> Iterable[Record]:
-        return self._answer(event) if event.kind == layout.REQUEST_HEADERS else pass_through(event)
+        begins = event.kind in {layout.REQUEST_HEADERS, layout.DOWNSTREAM_DATA}
+        return self._answer(event) if begins else pass_through(event)
 
     def _changed(self, event: Event, *added: tuple[bytes, bytes]) -> list[Record]:
         payload = pairs.encode([*pairs.decode(event.payload), *added])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,19 @@ class Pair:
         return self.proxy.ports[listener]
 
 
-def _plugin(guest: Guest) -> dict[str, Any]:
+def _plugin(subject: Subject) -> dict[str, Any]:
     """Return a plugin that may do and see what it could inside Envoy."""
+    guest = subject.guest
     shown = dict.fromkeys(("authorization", "cookie", "set-cookie", "x-forwarded-for"), "show")
     redact = {"request_headers": shown, "response_headers": shown}
-    entry = guest.plugin(limits=ROOMY, header_leniency="envoy", redact=redact)
+    entry = guest.plugin(limits=ROOMY, header_leniency="envoy", redact=redact, **subject.more)
     return {**entry, "vm": {**entry.get("vm", {}), "id": guest.name}}
 
 
 def policy(subjects: Iterable[Subject]) -> dict[str, Any]:
     """Return the policy of all guests."""
-    plugins = [_plugin(subject.guest) for subject in subjects]
-    return {"tenant": TENANT, "isolation": {"pids": 2 * len(plugins) + 8, "memory": "1GiB"}, "plugins": plugins}
+    plugins = [_plugin(subject) for subject in subjects]
+    return {"tenant": TENANT, "isolation": {"pids": 2 * len(plugins) + 16, "memory": "1GiB"}, "plugins": plugins}
 
 
 def _v8(guest: Guest) -> dict[str, Any]:
@@ -90,8 +91,10 @@ def _listeners(subjects: Iterable[Subject], attach: Path) -> Iterator[dict[str, 
 
 
 @contextlib.contextmanager
-def running(subjects: tuple[Subject, ...], directory: Path) -> Iterator[Pair]:
-    """Run upstream, sandboxd and Envoy for the length of a ``with`` block."""
+def running(
+    subjects: tuple[Subject, ...], directory: Path, more_clusters: Sequence[dict[str, Any]] = ()
+) -> Iterator[Pair]:
+    """Run upstream, sandboxd and Envoy for the length of a ``with`` block; ``more_clusters``: that guests call."""
     policies = directory / "policies"
     policies.mkdir()
     (policies / "compared.yaml").write_text(json.dumps(policy(subjects)))
@@ -102,6 +105,7 @@ def running(subjects: tuple[Subject, ...], directory: Path) -> Iterator[Pair]:
         clusters = [
             envoy_config.http_cluster("upstream", upstream.port, buffer_bytes=BUFFER_BYTES),
             envoy_config.grpc_cluster("sandboxd", sandbox.sockets, buffer_bytes=BUFFER_BYTES),
+            *more_clusters,
         ]
         config = envoy_config.bootstrap(list(_listeners(subjects, sandbox.runtime / "attach.sock")), clusters)
         with envoy.running(config, directory) as proxy:

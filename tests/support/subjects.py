@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tests.support import cases, guests, probe_cases
 from tests.support.cases import Case
@@ -19,6 +21,8 @@ class Subject:
     guest: Guest
     modes: tuple[str, ...]
     cases: tuple[Case, ...] = cases.CASES
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of its entry in the policy."""
 
 
 def _trapping() -> list[Subject]:

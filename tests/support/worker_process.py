@@ -99,7 +99,9 @@ class WorkerProcess:
             self.socket.settimeout(20)
         return False
 
-    def load(self, data: bytes, plugin_id: int = 1, *, cpu_ms: int = 20, start_ms: int = 500) -> str:
+    def load(
+        self, data: bytes, plugin_id: int = 1, *, cpu_ms: int = 20, start_ms: int = 500, table_elements: int = 0
+    ) -> str:
         """Load a bundle; returns the error, empty if none."""
         fd = create_blob("bundle", data)
         request = control.LoadPlugin(
@@ -108,6 +110,7 @@ class WorkerProcess:
             memory_bytes=16 * MIB,
             cpu_per_call_ns=cpu_ms * MS_NS,
             start_cpu_ns=start_ms * MS_NS,
+            table_elements=table_elements,
         )
         self.send(control.ToWorker(load_plugin=request), (fd,))
         os.close(fd)
@@ -161,6 +164,7 @@ class OneVm:
         *,
         cpu_ms: int = 20,
         start_ms: int = 500,
+        table_elements: int = 0,
         more: Mapping[int, Bundle] | None = None,
         jailer: Jailer | None = None,
         **config: Any,
@@ -171,7 +175,7 @@ class OneVm:
         self.fds = create_channel(65536)
         self.vm = SyncVm(VmClient(self.fds))
         try:
-            assert self.worker.load(bundle.data, cpu_ms=cpu_ms, start_ms=start_ms) == ""
+            assert self.worker.load(bundle.data, cpu_ms=cpu_ms, start_ms=start_ms, table_elements=table_elements) == ""
             for plugin_id, other in (more or {}).items():
                 assert self.worker.load(other.data, plugin_id, cpu_ms=cpu_ms, start_ms=start_ms) == ""
             self.worker.open(self.fds, configuration(bundle.manifest, 65536, **config), vm_id, **opening)
