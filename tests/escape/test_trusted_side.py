@@ -55,12 +55,14 @@ REQUEST = [
 class Target:
     """The daemon under attack."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, deeds: tuple[str, ...] = DEEDS, more: str = MORE, **extra: str) -> None:
         self.directory = directory
         policies = directory / "policies"
         policies.mkdir()
-        for tenant in ("calm", *(f"evil-{deed}" for deed in DEEDS)):
-            (policies / f"{tenant}.yaml").write_text(policy_text(tenant, ADD_HEADER, more=MORE))
+        for tenant in ("calm", *(f"evil-{deed}" for deed in deeds)):
+            (policies / f"{tenant}.yaml").write_text(policy_text(tenant, ADD_HEADER, more=more))
+        for tenant, text in extra.items():
+            (policies / f"{tenant}.yaml").write_text(text)
         config = directory / "c.yaml"
         directories = "".join(f"{name}_directory: {directory / name}\n" for name in ("runtime", "cache", "state"))
         config.write_text(
@@ -86,11 +88,11 @@ class Target:
     def tenant(self, name: str) -> dict[str, Any]:
         return next(tenant for tenant in self.status()["tenants"] if tenant["tenant"] == name)
 
-    def request(self, tenant: str) -> pb.ProcessingResponse:
+    def request(self, tenant: str, *headers: tuple[str, str]) -> pb.ProcessingResponse:
         """Send request headers through the tenant's filter and return the answer."""
-        return asyncio.run(self._request(tenant))
+        return asyncio.run(self._request(tenant, *headers))
 
-    async def _request(self, tenant: str) -> pb.ProcessingResponse:
+    async def _request(self, tenant: str, *headers: tuple[str, str]) -> pb.ProcessingResponse:
         async with grpc.aio.insecure_channel(f"unix:{self.directory}/runtime/front-0.sock") as channel:
             method = channel.stream_stream(
                 METHOD,
@@ -98,7 +100,7 @@ class Target:
                 response_deserializer=pb.ProcessingResponse.FromString,
             )
             one = Call(method(metadata=[("x-sandboxd-tenant", tenant)]))
-            return await one.ask(request_headers(REQUEST, eos=True))
+            return await one.ask(request_headers([*REQUEST, *headers], eos=True))
 
     def attack(self, deed: str) -> pb.ProcessingResponse:
         """Have one done; the bystander is served before and after, and the trusted processes are the same."""
