@@ -3,19 +3,21 @@
 #   make test                 the tests (about five minutes)
 #   make check                linters, types, C warnings, generated code
 #   make test-vm              the service in a virtual machine: systemd, cgroup v2 (root, about ten minutes)
-#   make bench                figures into build/bench.json
+#   make fuzz                 ten million inputs for each fuzzer under libFuzzer (root gets clang by itself; about an hour)
+#   make bench                figures into build/bench.json (ARGS=matrix: by workload; ARGS=soak: a million exchanges)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test test-vm check bench generate format clean
+.PHONY: demo test test-vm check fuzz bench generate format clean
 
 demo: $(READY)
 	$(BIN)/python -m sandboxd.demo $(ARGS)
 
 test: $(READY)
+	-$(BIN)/python -m tests.support.redis_server
 	$(BIN)/python -m pytest $(ARGS)
 
 test-vm: $(READY)
@@ -27,6 +29,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m sandboxd.protos.generate --check
 	$(BIN)/python -m sandboxd.hostcore.build --check
+	$(BIN)/python -m tests.conformance --check
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.libfuzzer $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(ARGS)

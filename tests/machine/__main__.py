@@ -3,7 +3,8 @@ Prove the service on a machine of its own: ``python -m tests.machine``.
 
 Builds a Debian image (systemd as process 1, cgroup v2), boots it in qemu, installs the service in it as the
 README says, and runs ``tests/machine/inside`` there, through a reboot. Exit status: 0 all is proven, 1 something
-is not, 2 the image cannot be built or booted here.
+is not, 2 the machine lacks what the proof needs. ``--if-possible``: 0 in the place of 2, after saying loudly that
+nothing was proven, and why.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ def main() -> int:
     """Run; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.machine", description=__doc__)
     parser.add_argument("--only-image", action="store_true", help="build the image and stop")
+    parser.add_argument("--if-possible", action="store_true", help="no failure if this machine cannot run the proof")
     args = parser.parse_args()
     started_s = time.monotonic()
     try:
         needs.ensure()
         built = image.build()
-    except (needs.Missing, subprocess.SubprocessError, RuntimeError, OSError) as error:
-        print(f"tests.machine: this machine cannot run the proof: {error}", file=sys.stderr)
-        return 2
+    except needs.Missing as error:
+        if not args.if_possible:
+            print(f"tests.machine: this machine cannot run the proof: {error}", file=sys.stderr)
+            return 2
+        sys.stderr.flush()
+        print(f"{'!' * 72}\nNOT RUN: the proofs in a virtual machine: {error}", flush=True)
+        return 0
+    except (subprocess.SubprocessError, RuntimeError, OSError) as error:
+        print(f"tests.machine: the image could not be built: {error}", file=sys.stderr)
+        return 1
     print(f"image ready after {time.monotonic() - started_s:.0f} s", flush=True)
     if args.only_image:
         return 0

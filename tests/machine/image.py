@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.machine import wheels
-from tests.machine.needs import SYSTEM_PATH, debian_mirror
+from tests.machine.needs import SYSTEM_PATH, Missing, debian_mirror
 
 ROOT = wheels.ROOT
 BUILD = ROOT / "build" / "machine"
@@ -72,7 +72,7 @@ def build() -> Image:
     Return the image for the sources as they are now.
 
     Raises:
-        Missing: no mirror is known.
+        Missing: no mirror is known, or debootstrap has no success with it.
         CalledProcessError: a tool failed; its words are on stderr, or in the log that the text names.
     """
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -136,10 +136,13 @@ def _base() -> Path:
     include = f"--include={','.join(PACKAGES)}"
     with log.open("wb") as output:
         command = ["debootstrap", "--variant=minbase", include, SUITE, str(unfinished), mirror]
-        result = subprocess.run(command, stdout=output, stderr=output, env=_environment(), timeout=900, check=False)
+        try:
+            result = subprocess.run(command, stdout=output, stderr=output, env=_environment(), timeout=900, check=False)
+        except subprocess.TimeoutExpired:
+            raise Missing(f"debootstrap had made no system from {mirror} after 15 minutes, see {log}") from None
     if result.returncode:
         tail = log.read_text(errors="replace")[-1500:]
-        raise RuntimeError(f"debootstrap failed, see {log}:\n{tail}")
+        raise Missing(f"debootstrap could not make a system from {mirror}, see {log}:\n{tail}")
     shutil.rmtree(unfinished / "var" / "cache" / "apt" / "archives", ignore_errors=True)
     unfinished.rename(base)
     return base

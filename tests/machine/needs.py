@@ -44,7 +44,10 @@ def ensure() -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     for command in (["apt-get", "update", "-qq"], install):
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        try:
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        except subprocess.TimeoutExpired:
+            raise Missing(f"{' '.join(command)} had not ended after 10 minutes") from None
         if result.returncode:
             raise Missing(f"{' '.join(command)} failed:\n{result.stderr.strip()[-2000:]}")
     if still := _missing():

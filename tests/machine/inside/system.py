@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sandboxd.config import load_config
+from sandboxd.config_file import load_config
 from sandboxd.protos import admin_pb2
 from sandboxd.supervisor.admin import admin_socket, call
 
