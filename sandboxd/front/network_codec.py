@@ -143,6 +143,8 @@ class NetworkExchange:
         self._phase = _PHASES[ask.kind]
         for side in self._sides:
             side.held = bool(state & (side.names.paused | side.names.all_stopped))
+            if ask.kind == side.names.data:
+                side.seen()
         self._apply(effects)
         # The bytes that came with the connection's first message have not been shown yet.
         if ask.kind != layout.NEW_CONNECTION:

@@ -71,6 +71,7 @@ class NetworkSide:
         "_plugin",
         "_report",
         "_unchanged",
+        "_unseen_bytes",
         "_with_vm",
         "_withheld",
         "end_sent",
@@ -111,6 +112,8 @@ class NetworkSide:
         """The VM was shown a message whose bytes it has not let go yet."""
         self._withheld = False
         """So it was when the last message came."""
+        self._unseen_bytes = 0
+        """Of the message that came last, while its event has no verdict."""
         # Who may not read or not write says when bytes go on, not which: the true ones stay here.
         writable = readable and plugin.policy.write.body
         self._kept: bytearray | None = None if writable else bytearray()
@@ -129,15 +132,23 @@ class NetworkSide:
         self.last = (data, end_of_stream)
         self.owed += 1
         self.owed_since = now
+        self._unseen_bytes = len(data)
         if self._kept is not None:
-            if self.held and len(self._kept) + len(data) > self._plugin.policy.limits.body_buffer_bytes:
+            # A worker that says it holds nothing, and yet lets nothing go, must not fill our memory.
+            held = self.held or self._kept
+            if held and len(self._kept) + len(data) > self._plugin.policy.limits.body_buffer_bytes:
                 raise CannotCarryError("data_held")
             self._kept += data
         # Bytes that it cannot read do not go to the worker: the callback sees a size, and zeros have that as well.
         return data if self.readable else bytes(len(data))
 
+    def seen(self) -> None:
+        """The event of the message that came last has its verdict."""
+        self._unseen_bytes = 0
+
     def pass_by(self) -> None:
         """Let go the message that came last, without the plugin."""
+        self._unseen_bytes = 0
         if self._kept is not None:
             self._let_go(bytes(self._kept))
             self._kept.clear()
@@ -178,8 +189,10 @@ class NetworkSide:
                 self._check_size(len(effect.payload))
             self._let_go(effect.payload)
             return
-        true = bytes(self._kept)
-        self._kept.clear()
+        # What comes late, before a verdict, is of older bytes alone: the plugin has yet to see the last.
+        gone = len(self._kept) - self._unseen_bytes
+        true = bytes(self._kept[:gone])
+        del self._kept[:gone]
         if self.readable and effect.payload != true:
             self._report("refused.denied_by_policy", "data")
         self._let_go(true)

@@ -80,3 +80,46 @@ def test_every_byte_once_and_every_message_one_reply(
         assert [reply.end_of_stream for reply in mine] == [False] * (len(mine) - 1) + [True]
     assert not exchange.finished
     assert not [report for report in reports if "cannot_carry" in report]
+
+
+def withheld() -> tuple[NetworkExchange, list[str]]:
+    """Return an exchange of a plugin that cannot read bytes, past its first event, and its reports."""
+    reports: list[str] = []
+    exchange = NetworkExchange(plugin(functions=("proxy_log",)), lambda name, _: reports.append(name))
+    _, data = exchange.receive(pb.ProcessingRequest(read_data={"data": b"first"}))
+    assert data.payload == bytes(5)
+    exchange.answer(Ask(layout.NEW_CONNECTION, b"", False), [], 0)
+    exchange.answer(data, [], PAUSED[DOWN])
+    return exchange, reports
+
+
+def carried(exchange: NetworkExchange) -> bytes:
+    """Return the downstream bytes that have gone on."""
+    replies = [pb.ProcessingResponse.FromString(reply) for reply in exchange.replies]
+    return b"".join(reply.read_data.data for reply in replies)
+
+
+def test_what_is_freed_late_is_not_what_the_plugin_has_yet_to_see() -> None:
+    """A timer frees the first bytes while the second are on their way to the plugin: these wait for its verdict."""
+    exchange, _ = withheld()
+    (second,) = exchange.receive(pb.ProcessingRequest(read_data={"data": b"second"}))
+    exchange.late([Effect(DOWN, 0, 1, 0, 0, bytes(5))])
+    assert carried(exchange) == b"first"
+    exchange.answer(second, [], PAUSED[DOWN])
+    assert carried(exchange) == b"first"
+    (third,) = exchange.receive(pb.ProcessingRequest(read_data={"data": b"third"}))
+    exchange.answer(third, [Effect(DOWN, 0, 1, 1, 0, bytes(11))], 0)
+    assert carried(exchange) == b"firstsecondthird"
+
+
+def test_a_worker_that_lets_nothing_go_cannot_fill_the_fronts_memory() -> None:
+    """It says that it holds nothing, so that nothing seems to be held."""
+    exchange, reports = withheld()
+    piece = bytes(64 * 1024)
+    for _ in range(1000):
+        for ask in exchange.receive(pb.ProcessingRequest(read_data={"data": piece})):
+            exchange.answer(ask, [], 0)
+        if exchange.finished:
+            break
+    assert exchange.finished
+    assert "network_ext_proc.cannot_carry.data_held" in reports
