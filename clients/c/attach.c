@@ -1,4 +1,5 @@
-/* The attach socket: SOCK_SEQPACKET, one frame a packet, descriptors beside it; docs/attach.md. */
+/* The attach socket, docs/attach.md: a channel is asked for, comes, and is taken away. */
+#include "frames.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -10,32 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define FRAME_MAGIC 0x41584253u /* SBXA */
-#define FRAME_VERSION 1u
-#define FRAME_HEAD 16u
-#define MAX_FRAME_BYTES 4096u
 #define MAX_NAME_BYTES 255u
-#define MAX_FDS 4
 #define MAX_POLICY_BYTES (16u * MIB)
 #define POLICY_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_WRITE)
-
-enum frame_type {
-    FRAME_ATTACH = 1,
-    FRAME_BROKEN = 2,
-    FRAME_ATTACHED = 16,
-    FRAME_DOWN = 17,
-    FRAME_REFUSED = 18,
-    FRAME_DRAIN = 19,
-    FRAME_DETACHED = 20,
-};
-
-struct frame {
-    unsigned type;
-    uint8_t bytes[MAX_FRAME_BYTES];
-    sbx_bytes payload; /* in `bytes` */
-    int fds[MAX_FDS];
-    int fd_count;
-};
 
 struct sbx_attachment {
     int socket;
@@ -43,95 +21,6 @@ struct sbx_attachment {
     sbx_policy *policy; /* while the plugin is down */
     char reason[256];
 };
-
-/* ---- frames ------------------------------------------------------------------------------------------------------ */
-
-static int send_frame(int socket, enum frame_type type, const uint8_t *payload, size_t len)
-{
-    uint8_t bytes[MAX_FRAME_BYTES] = {0};
-    put_u32(bytes, FRAME_MAGIC);
-    put_u32(bytes + 4, FRAME_VERSION | (uint32_t)type << 16);
-    put_u32(bytes + 8, (uint32_t)len);
-    memcpy(bytes + FRAME_HEAD, payload, len);
-    ssize_t sent;
-    do
-        sent = send(socket, bytes, FRAME_HEAD + len, MSG_NOSIGNAL | MSG_DONTWAIT);
-    while (sent < 0 && errno == EINTR);
-    return sent < 0 ? -1 : 0;
-}
-
-static void close_frame(struct frame *frame)
-{
-    for (int i = 0; i < frame->fd_count; i++)
-        if (frame->fds[i] >= 0)
-            close(frame->fds[i]);
-    frame->fd_count = 0;
-}
-
-/* Takes a descriptor out of the frame, which then does not close it. */
-static int take_fd(struct frame *frame, int index)
-{
-    int fd = frame->fds[index];
-    frame->fds[index] = -1;
-    return fd;
-}
-
-static void take_fds(struct frame *frame, struct msghdr *message)
-{
-    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
-        if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-            if (frame->fd_count < MAX_FDS)
-                frame->fds[frame->fd_count++] = fd;
-            else
-                close(fd);
-        }
-    }
-}
-
-/* SBX_OK, SBX_AGAIN, SBX_DETACHED (the daemon closed), SBX_PROTOCOL, SBX_SYSTEM. Descriptors are the frame's. */
-static int receive(int socket, struct frame *frame, sbx_error *error)
-{
-    union {
-        struct cmsghdr align;
-        uint8_t bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
-    } control;
-    struct iovec part = {frame->bytes, sizeof frame->bytes};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
-                             .msg_controllen = sizeof control};
-    ssize_t got;
-    bool reset = false;
-    frame->fd_count = 0;
-    do {
-        got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-        /* The daemon closed without having read all: what it said before is still there behind this error. */
-    } while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !reset && (reset = true))));
-    if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-        return SBX_AGAIN;
-    if (got < 0 && errno != ECONNRESET)
-        return fail_errno(error, "receiving from the daemon");
-    if (got <= 0)
-        return fail(error, SBX_DETACHED, "the daemon closed the connection");
-    take_fds(frame, &message);
-    if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) || (size_t)got < FRAME_HEAD ||
-        get_u32(frame->bytes) != FRAME_MAGIC || get_u16(frame->bytes + 4) != FRAME_VERSION ||
-        get_u32(frame->bytes + 8) != (size_t)got - FRAME_HEAD) {
-        close_frame(frame);
-        return fail(error, SBX_PROTOCOL, "the daemon sent a malformed frame");
-    }
-    frame->type = get_u16(frame->bytes + 6);
-    frame->payload = (sbx_bytes){frame->bytes + FRAME_HEAD, (size_t)got - FRAME_HEAD};
-    return SBX_OK;
-}
-
-static void text_of(sbx_bytes payload, char *to, size_t size)
-{
-    put_text(to, size, "%.*s", (int)payload.len, (const char *)payload.data);
-}
 
 /* ---- connecting -------------------------------------------------------------------------------------------------- */
 
@@ -181,7 +70,7 @@ static int request(int socket, const sbx_attach_options *options, sbx_error *err
     memcpy(payload + 8, options->tenant, tenant_len);
     memcpy(payload + 8 + tenant_len, plugin, plugin_len);
     /* EPIPE: the daemon refused already, and said why. */
-    if (send_frame(socket, FRAME_ATTACH, payload, 8 + tenant_len + plugin_len) < 0 && errno != EPIPE)
+    if (frame_send(socket, FRAME_ATTACH, payload, 8 + tenant_len + plugin_len) < 0 && errno != EPIPE)
         return fail_errno(error, "sending to the daemon");
     return SBX_OK;
 }
@@ -270,7 +159,7 @@ static int take_down(sbx_attachment *attachment, struct frame *frame, sbx_error 
         return status;
     sbx_policy_release(attachment->policy);
     attachment->policy = policy;
-    text_of(frame->payload, attachment->reason, sizeof attachment->reason);
+    frame_text(frame->payload, attachment->reason, sizeof attachment->reason);
     return SBX_AGAIN;
 }
 
@@ -284,9 +173,9 @@ static int take_attached(sbx_attachment *attachment, struct frame *frame, sbx_ch
     if (status)
         return status;
     sbx_descriptors descriptors = {
-        .memfd = take_fd(frame, 0),
-        .vm_event_fd = take_fd(frame, 1),
-        .client_event_fd = take_fd(frame, 2),
+        .memfd = frame_take_fd(frame, 0),
+        .vm_event_fd = frame_take_fd(frame, 1),
+        .client_event_fd = frame_take_fd(frame, 2),
         .socket = attachment->socket,
         .ring_bytes = get_u32(frame->payload.data),
         .max_backlog_bytes = attachment->max_backlog_bytes,
@@ -329,12 +218,12 @@ int sbx_attach_step(sbx_attachment *attachment, sbx_channel **channel, sbx_error
     *channel = NULL;
     int status;
     do {
-        status = receive(attachment->socket, &frame, error);
+        status = frame_receive(attachment->socket, &frame, error);
         if (status == SBX_AGAIN)
             return status;
         if (status == SBX_OK) {
             status = take_answer(attachment, &frame, channel, error);
-            close_frame(&frame);
+            frame_close(&frame);
         }
     } while (status == SBX_AGAIN); /* there may be more than one frame */
     sbx_attach_cancel(attachment);
@@ -372,7 +261,7 @@ int sbx_attach(const sbx_attach_options *options, uint64_t timeout_ns, sbx_chann
 void channel_tell_broken(sbx_channel *channel)
 {
     if (channel->socket >= 0) /* a daemon that does not read learns it by its own watchdog */
-        send_frame(channel->socket, FRAME_BROKEN, (const uint8_t *)channel->reason, strlen(channel->reason));
+        frame_send(channel->socket, FRAME_BROKEN, (const uint8_t *)channel->reason, strlen(channel->reason));
 }
 
 static int detached(sbx_channel *channel, sbx_error *error, const char *reason)
@@ -384,7 +273,7 @@ static int detached(sbx_channel *channel, sbx_error *error, const char *reason)
 static int take_notice(sbx_channel *channel, const struct frame *frame, sbx_error *error)
 {
     char text[256];
-    text_of(frame->payload, text, sizeof text);
+    frame_text(frame->payload, text, sizeof text);
     if (frame->type == FRAME_DETACHED)
         return detached(channel, error, text);
     if (frame->type != FRAME_DRAIN)
@@ -399,10 +288,10 @@ int sbx_channel_check(sbx_channel *channel, sbx_error *error)
     sbx_error local = {0};
     int status = channel->dead;
     while (!status && channel->socket >= 0) {
-        status = receive(channel->socket, &frame, &local);
+        status = frame_receive(channel->socket, &frame, &local);
         if (status == SBX_OK) {
             status = take_notice(channel, &frame, error);
-            close_frame(&frame);
+            frame_close(&frame);
         } else if (status != SBX_AGAIN) {
             return detached(channel, error, local.text);
         }

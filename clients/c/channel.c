@@ -2,15 +2,24 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+enum { MANY_CPUS = 4 };
+
 static void close_fd(int fd)
 {
     if (fd >= 0)
         close(fd);
+}
+
+static bool has_many_cpus(void)
+{
+    cpu_set_t cpus;
+    return !sched_getaffinity(0, sizeof cpus, &cpus) && CPU_COUNT(&cpus) >= MANY_CPUS;
 }
 
 /* The descriptors of `given` are ours from here on. */
@@ -33,6 +42,7 @@ int sbx_channel_open(const sbx_descriptors *given, sbx_policy *policy, sbx_chann
     made->next_stream_id = 1;
     made->limit = (struct budget){policy->limits.max_effects, policy->limits.max_bytes};
     made->spin_ns = made->spin_now_ns = given->spin_ns;
+    made->many_cpus = has_many_cpus();
     *channel = made;
     return SBX_OK;
 }
@@ -105,6 +115,20 @@ static void lose_if_failed(sbx_channel *channel)
     uint32_t state = ring_load(&channel->ring, AT_VM_STATE);
     if ((state == VM_FAILED || state == VM_GONE) && channel->outstanding.first && !ring_has_records(&channel->ring))
         events_lose(channel, SBX_DOWN, false);
+}
+
+enum sbx_cause sbx_channel_down_cause(const sbx_channel *channel)
+{
+    switch (ring_load(&channel->ring, AT_VM_FAILURE)) {
+    case FAILURE_CPU_LIMIT:
+        return SBX_CAUSE_CPU_LIMIT;
+    case FAILURE_MEMORY_LIMIT:
+        return SBX_CAUSE_MEMORY_LIMIT;
+    case FAILURE_HOST_CALL_LIMIT:
+        return SBX_CAUSE_HOST_CALL_LIMIT;
+    default:
+        return SBX_CAUSE_TRAP;
+    }
 }
 
 int channel_drain(sbx_channel *channel)

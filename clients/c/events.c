@@ -219,6 +219,8 @@ void event_end(sbx_event *event, int status)
     ended_add(&event->channel->done, event);
     if (status != SBX_OK)
         go_deaf(event);
+    if (status != SBX_OK && event->connection)
+        tcp_event_lost(event->channel, event->stream_id, status);
 }
 
 void events_lose(sbx_channel *channel, int status, bool forget)
@@ -270,6 +272,8 @@ void sbx_event_free(sbx_event *event)
 {
     if (!event)
         return;
+    if (event->connection && event->owned && event->status == SBX_AGAIN)
+        tcp_event_lost(event->channel, event->stream_id, SBX_TIMEOUT); /* what becomes of its bytes is not waited for */
     event->owned = false;
     ended_remove(event);
     if (!event->in_table)

@@ -10,6 +10,8 @@ static const char *const details[] = {
     [SBX_CAUSE_UNKNOWN_PLUGIN] = "sandboxd_unknown_plugin",
     [SBX_CAUSE_LIMIT] = "sandboxd_limit",
     [SBX_CAUSE_PROTOCOL] = "sandboxd_worker_protocol",
+    [SBX_CAUSE_MEMORY_LIMIT] = "sandboxd_memory_limit",
+    [SBX_CAUSE_HOST_CALL_LIMIT] = "sandboxd_host_call_limit",
 };
 
 #define DEFAULT_STATUS 503u

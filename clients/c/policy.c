@@ -40,8 +40,8 @@ static bool numbers(sbx_bytes content, uint64_t *to, size_t count)
 
 static bool read_limits(sbx_policy *policy, sbx_bytes content)
 {
-    uint64_t given[5];
-    if (!numbers(content, given, 5))
+    uint64_t given[6];
+    if (!numbers(content, given, 6))
         return false;
     for (size_t i = 0; i < 3; i++)
         if (given[i] > 1ull << 40)
@@ -54,6 +54,7 @@ static bool read_limits(sbx_policy *policy, sbx_bytes content)
         .body_buffer_bytes = body,
         .time_per_event_ns = given[3],
         .open_streams = given[4],
+        .time_per_pause_ns = given[5],
     };
     return true;
 }

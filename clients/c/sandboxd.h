@@ -2,7 +2,8 @@
  * libsandboxd: runs Proxy-Wasm plugins out of process, over shared memory.
  *
  * A *channel* joins one thread of the caller to one VM of a plugin, in a worker process that the daemon keeps. HTTP
- * streams are opened on it, their events are submitted, and each event brings a *verdict*: what goes on, changed how.
+ * streams and TCP connections are opened on it, their events are submitted, and each event brings a *verdict*: what goes
+ * on, changed how.
  *
  *     sbx_attach            get a channel from the daemon
  *     sbx_stream_open       one HTTP exchange
@@ -120,6 +121,11 @@ enum sbx_kind {
     SBX_PROPERTY_SET = 9,       /* sbx_effect.property */
     SBX_CLEAR_ROUTE_CACHE = 10, /* choose the route again */
     SBX_CLOSE_STREAM = 11,      /* reset the exchange; sbx_effect.arg is a proxy_stream_type_t */
+    SBX_NEW_CONNECTION = 16,    /* this one and the next four are of connections alone */
+    SBX_DOWNSTREAM_DATA = 17,
+    SBX_UPSTREAM_DATA = 18,
+    SBX_DOWNSTREAM_CLOSE = 19,
+    SBX_UPSTREAM_CLOSE = 20,
 };
 
 enum sbx_flag {
@@ -205,8 +211,13 @@ enum sbx_notice_kind {
     SBX_DENIED = 13,       /* arg: index of the import, see sbx_policy_import */
     SBX_VM_STARTED = 14,   /* arg: generation; only through sbx_hooks.notice */
     SBX_LOGS_DROPPED = 15, /* arg: how many */
-    SBX_NOTE = 16,         /* arg: note code of docs/channel.md */
+    SBX_NOTE = 16,         /* arg: note code of docs/channel.md; data: with SBX_PROPERTY_MISSING alone */
 };
+
+/* Of SBX_NOTE: the plugin asked for a property that the VM does not know. data: its path, segments joined by NUL, of any
+   bytes but at most 256; the policy shows it, otherwise the notice does not come. Told once by each VM, so that the
+   attribute can be sent with later streams. Take it as a hint from a stranger: look it up among those that you know. */
+enum { SBX_PROPERTY_MISSING = 8 };
 
 typedef struct sbx_notice {
     uint32_t kind; /* enum sbx_notice_kind */
@@ -261,6 +272,9 @@ enum sbx_needs {
     SBX_HAS_RESPONSE_TRAILERS_CALLBACK = 256,
     SBX_HAS_REQUEST_BODY_CALLBACK = 512, /* called for bodies, even if it reads none: sbx_submit_nothing */
     SBX_HAS_RESPONSE_BODY_CALLBACK = 1024,
+    SBX_NEEDS_DOWNSTREAM_DATA = 2048, /* of connections: without it the plugin sees zeros, which this library does */
+    SBX_NEEDS_UPSTREAM_DATA = 4096,
+    SBX_HAS_TCP_CALLBACKS = 0x3e000,  /* any of them: a connection is shown to the plugin */
 };
 
 /* What one event may bring from the worker before the channel counts as broken. Memory for one event is at most
@@ -271,6 +285,7 @@ typedef struct sbx_limits {
     uint64_t max_bytes;         /* payloads, plus 64 for each record, plus what is derived from them */
     uint64_t body_buffer_bytes; /* largest body that the plugin may hold or leave behind */
     uint64_t time_per_event_ns; /* from submission to verdict */
+    uint64_t time_per_pause_ns; /* that a plugin may hold a message of which nothing more can come */
     uint64_t open_streams;
 } sbx_limits;
 
@@ -303,7 +318,7 @@ enum sbx_phase {
 };
 
 enum sbx_cause {
-    SBX_CAUSE_TRAP = 0,           /* SBX_DOWN of an event that was submitted */
+    SBX_CAUSE_TRAP = 0,           /* SBX_DOWN of an event that was submitted: see sbx_channel_down_cause */
     SBX_CAUSE_CPU_LIMIT = 1,
     SBX_CAUSE_TIMEOUT = 2,        /* SBX_TIMEOUT */
     SBX_CAUSE_WORKER_GONE = 3,    /* SBX_DETACHED */
@@ -311,6 +326,8 @@ enum sbx_cause {
     SBX_CAUSE_UNKNOWN_PLUGIN = 5, /* SBX_REFUSED_UNKNOWN */
     SBX_CAUSE_LIMIT = 6,          /* SBX_LIMIT, SBX_FULL, SBX_VERDICT_LIMIT */
     SBX_CAUSE_PROTOCOL = 7,       /* SBX_BROKEN, SBX_VERDICT_OUT_OF_ORDER */
+    SBX_CAUSE_MEMORY_LIMIT = 8,
+    SBX_CAUSE_HOST_CALL_LIMIT = 9,
 };
 
 enum sbx_action {
@@ -402,6 +419,9 @@ SBX_API sbx_policy *sbx_channel_policy(const sbx_channel *channel);
 SBX_API bool sbx_ready(sbx_channel *channel);
 /* Why the channel is broken or detached; "" while it is neither. Printable. */
 SBX_API const char *sbx_channel_reason(const sbx_channel *channel);
+/* Cause of SBX_DOWN for an event that was submitted: SBX_CAUSE_CPU_LIMIT, _MEMORY_LIMIT or _HOST_CALL_LIMIT if the worker names
+   that limit, else SBX_CAUSE_TRAP. */
+SBX_API enum sbx_cause sbx_channel_down_cause(const sbx_channel *channel);
 /* Generation of the VM; 0 before the first. */
 SBX_API uint32_t sbx_channel_generation(const sbx_channel *channel);
 SBX_API uint64_t sbx_channel_spin_ns(const sbx_channel *channel);
@@ -460,8 +480,83 @@ SBX_API int sbx_submit_body(sbx_stream *stream, enum sbx_kind kind, const sbx_by
 SBX_API int sbx_submit_nothing(sbx_stream *stream, enum sbx_kind kind, bool end_of_stream, uint64_t time_ns, void *user,
                                sbx_event **event);
 
+/* ---- TCP connections --------------------------------------------------------------------------------------------- */
+
+/*
+ * A connection is a stream; sbx_stream_attributes, _close, _id, _user, _lost and _find work on it, the HTTP events give
+ * SBX_INVALID. This library keeps its bytes, knows what the plugin holds, and applies the failure policy:
+ *
+ *     sbx_connection_open       its beginning is the first event
+ *     sbx_submit_data           bytes of either direction; with *event, wait as for any event, then
+ *     sbx_connection_take       says what goes on now, in either direction, and whether the connection goes on
+ *     sbx_submit_peer_close     a side has gone
+ *     sbx_stream_close
+ *
+ * A connection has one event with the VM at a time; its verdict brings properties, notices and refusals alone. Bytes are
+ * copied: yours are free after the call. In either direction at most the policy's body_buffer_bytes are held beside one
+ * event's own, and max_bytes of the plugin's that you have not taken. A plugin that may not read a direction is shown
+ * zeros, and one that may not write says when bytes go on, not which: the true ones do.
+ *
+ * Bytes may also be freed outside the connection's own events (by another connection, a tick, the answer to a callout):
+ * sbx_hooks.late is called with an effect without data, and afterwards sbx_connection_take has something.
+ */
+
+enum sbx_peer { SBX_PEER_UNKNOWN = 0, SBX_PEER_LOCAL = 1, SBX_PEER_REMOTE = 2 }; /* who closed */
+
+enum sbx_tcp_action {
+    SBX_TCP_CONTINUE = 0,
+    SBX_TCP_PAUSE = 1,  /* the plugin holds something; go on reading, or wait: at most time_per_pause_ns of the policy */
+    SBX_TCP_CLOSE = 2,  /* the plugin ends the connection, in an orderly way; nothing else goes on */
+    SBX_TCP_RESET = 3,  /* the plugin failed: reset it, so that nobody takes what came for the whole */
+    SBX_TCP_BYPASS = 4, /* no plugin: it has no callback, or failed open. Bytes may go straight on from now on */
+};
+
+typedef struct sbx_tcp_outcome {
+    uint32_t action;      /* enum sbx_tcp_action */
+    bool failed;          /* then cause says why */
+    uint32_t cause;       /* enum sbx_cause */
+    sbx_bytes downstream; /* from downstream: goes to upstream now */
+    sbx_bytes upstream;   /* from upstream: goes to downstream now */
+    bool downstream_ended; /* after these bytes nothing more comes from downstream */
+    bool upstream_ended;
+} sbx_tcp_outcome;
+
+/*
+ * Opens a connection and shows its beginning to the plugin; attributes as for sbx_stream_open, also the errors: then
+ * there is no connection, and sbx_failure_decide (with response_started) says what to do.
+ *
+ * SBX_OK: *connection is yours, and *event; NULL: nothing to wait for, sbx_connection_take tells at once.
+ */
+SBX_API int sbx_connection_open(sbx_channel *channel, const sbx_pair *attributes, size_t count, uint64_t time_ns,
+                                void *user, void *event_user, sbx_stream **connection, sbx_event **event);
+/*
+ * Shows bytes of a direction (SBX_DOWNSTREAM_DATA, SBX_UPSTREAM_DATA), gathered from `count` places; `end_of_stream`: the
+ * peer has sent its last.
+ *
+ * SBX_OK: the bytes are taken; *event as above. A plugin that cannot be reached is a failure, which
+ * sbx_connection_take tells. SBX_FULL: an event of the connection is outstanding. SBX_LIMIT: 2 GiB or more.
+ * SBX_INVALID: no connection or kind of it, after its end, or after CLOSE or RESET. SBX_NO_MEMORY. With these nothing
+ * was taken.
+ */
+SBX_API int sbx_submit_data(sbx_stream *connection, enum sbx_kind kind, const sbx_bytes *pieces, size_t count,
+                            bool end_of_stream, uint64_t time_ns, void *user, sbx_event **event);
+/* Tells that a side has gone (SBX_DOWNSTREAM_CLOSE, SBX_UPSTREAM_CLOSE), and who closed. As sbx_submit_data. */
+SBX_API int sbx_submit_peer_close(sbx_stream *connection, enum sbx_kind kind, enum sbx_peer peer, uint64_t time_ns,
+                                  void *user, sbx_event **event);
+/*
+ * What to do now; bytes are told once, and live until the next call for this connection or its end. Call it when an
+ * event of it has ended, whatever with (an event that is freed before counts as timed out), after sbx_hooks.late, and for
+ * every connection when a channel is lost (SBX_VM_STARTED, sbx_channel_check).
+ *
+ * SBX_OK. SBX_INVALID: not a connection.
+ */
+SBX_API int sbx_connection_take(sbx_stream *connection, sbx_tcp_outcome *outcome);
+
+/* ---- verdicts ---------------------------------------------------------------------------------------------------- */
+
 /*
  * Looks for the verdict for a while, at most the channel's spin_ns, mostly less if looking was in vain lately.
+ * With fewer than 4 CPUs only while at most one stream is open on the channel: otherwise the rest needs the CPU.
  *
  * SBX_OK: it is there. SBX_AGAIN: not yet. Otherwise there will be none: SBX_TIMEOUT, SBX_DOWN, SBX_BROKEN,
  * SBX_DETACHED. The same is true of sbx_event_status at any later time.

@@ -1,4 +1,4 @@
-/* HTTP streams of a channel, and what is remembered of each to tell changes from. */
+/* Streams of a channel, and what is remembered of each to tell changes from. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -53,6 +53,7 @@ static void unlink_stream(sbx_stream *stream)
 void stream_free(sbx_stream *stream)
 {
     unlink_stream(stream);
+    tcp_free(stream->tcp);
     arena_free(&stream->arena);
     free(stream->held[0].data);
     free(stream->held[1].data);
@@ -154,7 +155,7 @@ int sbx_stream_attributes(sbx_stream *stream, const sbx_pair *attributes, size_t
 }
 
 /* The VM would keep the stream for ever: so it is told whatever waits already. */
-static void send_close(sbx_channel *channel, uint64_t stream_id, bool reset, uint64_t time_ns)
+static void send_close(sbx_channel *channel, uint64_t stream_id, bool connection, bool reset, uint64_t time_ns)
 {
     sbx_event *event = event_table_grow(channel) ? event_new(channel) : NULL;
     if (!event) {
@@ -171,6 +172,7 @@ static void send_close(sbx_channel *channel, uint64_t stream_id, bool reset, uin
     event->seq = record.event_seq;
     event->kind = SUBMIT_STREAM_CLOSE;
     event->stream_id = stream_id;
+    event->connection = connection;
     event->owned = false;
     int status = send_record(channel, record, (struct writer){0}, true);
     if (status == SBX_NO_MEMORY)
@@ -186,10 +188,16 @@ void sbx_stream_close(sbx_stream *stream, bool reset, uint64_t time_ns)
 {
     sbx_channel *channel = stream->channel;
     uint64_t id = stream->id;
-    bool known = channel_usable(channel) == SBX_OK && !stream->lost;
+    bool known = channel_usable(channel) == SBX_OK && !stream->lost && !tcp_left(stream), connection = stream->tcp;
     stream_free(stream);
     if (known)
-        send_close(channel, id, reset, time_ns);
+        send_close(channel, id, connection, reset, time_ns);
+}
+
+void stream_leave(const sbx_stream *stream, bool reset, uint64_t time_ns)
+{
+    if (channel_usable(stream->channel) == SBX_OK && !stream->lost)
+        send_close(stream->channel, stream->id, stream->tcp != NULL, reset, time_ns);
 }
 
 uint64_t sbx_stream_id(const sbx_stream *stream)

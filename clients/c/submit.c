@@ -33,9 +33,8 @@ int send_record(sbx_channel *channel, struct record record, struct writer writer
     return status;
 }
 
-/* Submits and publishes one event with a verdict. */
-static int submit(sbx_stream *stream, enum sbx_kind kind, struct writer writer, bool end_of_stream, uint64_t time_ns,
-                  void *user, sbx_event **event)
+int submit_event(sbx_stream *stream, enum sbx_kind kind, struct writer writer, bool end_of_stream, uint64_t time_ns,
+                 void *user, sbx_event **event)
 {
     sbx_channel *channel = stream->channel;
     sbx_event *made = event_table_grow(channel) ? event_new(channel) : NULL;
@@ -52,7 +51,8 @@ static int submit(sbx_stream *stream, enum sbx_kind kind, struct writer writer, 
     made->kind = record.kind;
     made->stream_id = stream->id;
     made->user = user;
-    made->has_body = is_body_kind(kind);
+    made->connection = stream->tcp != NULL;
+    made->has_body = is_body_kind(kind) || is_data_kind(kind);
     made->body_len = made->has_body ? writer.len : 0;
     ring_awake(&channel->ring); /* the caller looks itself, or arms again */
     int status = send_record(channel, record, writer, false);
@@ -107,7 +107,7 @@ int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx_pair *h
     sbx_channel *channel = stream->channel;
     const sbx_policy *policy = channel->policy;
     *event = NULL;
-    if (!is_map_kind(kind) || stream->maps[section_of(kind)].present)
+    if (stream->tcp || !is_map_kind(kind) || stream->maps[section_of(kind)].present)
         return SBX_INVALID;
     int status = usable(stream);
     if (status)
@@ -126,7 +126,7 @@ int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx_pair *h
     struct writer writer = {write_map, view.entries, view.count, pairs_bytes(view)};
     if (writer.len > MAX_PAIRS_BYTES) /* hashes may be longer than what they hide */
         return SBX_LIMIT;
-    status = submit(stream, kind, writer, end_of_stream, time_ns, user, event);
+    status = submit_event(stream, kind, writer, end_of_stream, time_ns, user, event);
     snapshot->present = status == SBX_OK;
     return status;
 }
@@ -173,7 +173,7 @@ static int submit_body(sbx_stream *stream, enum sbx_kind kind, struct writer wri
         status = hold(stream, kind, writer);
     if (status)
         return status;
-    status = submit(stream, kind, writer, end_of_stream, time_ns, user, event);
+    status = submit_event(stream, kind, writer, end_of_stream, time_ns, user, event);
     if (status && keeps)
         stream->held[kind == SBX_RESPONSE_BODY].len -= writer.len;
     return status;
@@ -184,7 +184,7 @@ int sbx_submit_body(sbx_stream *stream, enum sbx_kind kind, const sbx_bytes *pie
 {
     struct writer writer = {write_pieces, pieces, count, 0};
     *event = NULL;
-    if (!is_body_kind(kind) || !needed(stream->channel->policy, kind))
+    if (stream->tcp || !is_body_kind(kind) || !needed(stream->channel->policy, kind))
         return SBX_INVALID;
     for (size_t i = 0; i < count; i++) {
         if (pieces[i].len > UINT32_MAX / 2) /* before it is added, so that the sum cannot wrap */
@@ -200,7 +200,7 @@ int sbx_submit_nothing(sbx_stream *stream, enum sbx_kind kind, bool end_of_strea
                        sbx_event **event)
 {
     *event = NULL;
-    if (!is_body_kind(kind) || needed(stream->channel->policy, kind))
+    if (stream->tcp || !is_body_kind(kind) || needed(stream->channel->policy, kind))
         return SBX_INVALID;
     return submit_body(stream, kind, (struct writer){0}, end_of_stream, time_ns, user, event);
 }

@@ -102,6 +102,8 @@ static bool legal(unsigned kind, unsigned flags, uint64_t arg, size_t len)
         return len <= (flags & SBX_MODIFIED ? MAX_PAIRS_BYTES : 0);
     case SBX_REQUEST_BODY:
     case SBX_RESPONSE_BODY:
+    case SBX_DOWNSTREAM_DATA:
+    case SBX_UPSTREAM_DATA:
         return !(flags & SBX_AS_SUBMITTED) || len == 0;
     case SBX_CLOSE_STREAM:
         return len == 0 && arg <= 3;
@@ -110,8 +112,9 @@ static bool legal(unsigned kind, unsigned flags, uint64_t arg, size_t len)
     case SBX_CLEAR_ROUTE_CACHE:
     case SBX_DENIED:
     case SBX_LOGS_DROPPED:
-    case SBX_NOTE:
         return len == 0;
+    case SBX_NOTE:
+        return len <= (arg == SBX_PROPERTY_MISSING ? MAX_MISSED_BYTES : 0);
     default:
         return true;
     }
@@ -125,11 +128,19 @@ static bool put_notice(struct collected *got, const sbx_notice *notice)
     return true;
 }
 
+/* The others mean nothing with this kind. */
+static unsigned flags_of(unsigned kind)
+{
+    if (is_body_kind(kind) || is_data_kind(kind))
+        return SBX_AS_SUBMITTED | SBX_END_OF_STREAM;
+    return is_map_kind(kind) ? SBX_MODIFIED | SBX_END_OF_STREAM : 0;
+}
+
 static sbx_effect effect_of(const struct record *record, sbx_bytes data)
 {
     return (sbx_effect){
         .kind = record->kind,
-        .flags = record->flags & ~(unsigned)FLAG_MORE,
+        .flags = record->flags & flags_of(record->kind),
         .stream_id = record->stream_id,
         .arg = record->arg,
         .data = data,
@@ -147,7 +158,7 @@ static bool put_effect(struct collected *got, const struct record *record, sbx_b
 /* Resolves AS_SUBMITTED: the length is known here, the bytes are the caller's. `event` NULL: outside events. */
 static bool resolve(sbx_event *event, const struct record *record, sbx_bytes *data)
 {
-    if (!is_body_kind(record->kind) || !(record->flags & SBX_AS_SUBMITTED))
+    if (!(flags_of(record->kind) & record->flags & SBX_AS_SUBMITTED))
         return true;
     if (!event || !event->has_body || record->kind != event->kind || record->stream_id != event->stream_id)
         return false;
@@ -156,16 +167,37 @@ static bool resolve(sbx_event *event, const struct record *record, sbx_bytes *da
     return true;
 }
 
+/* HTTP's effects on a connection, or a connection's data on an exchange. Of streams that are closed only those of their
+   own events are known; effects on the others are dropped. */
+static bool is_of_the_other_kind(const sbx_channel *channel, const sbx_event *event, const struct record *record)
+{
+    const sbx_stream *stream = sbx_stream_find(channel, record->stream_id);
+    bool own = event && event->stream_id == record->stream_id;
+    if (!stream && !own)
+        return false;
+    bool connection = stream ? stream->tcp != NULL : event->connection;
+    bool http_alone = record->kind != SBX_PROPERTY_SET && record->kind != SBX_CLOSE_STREAM;
+    return connection ? http_alone && !is_data_kind(record->kind) : is_data_kind(record->kind);
+}
+
 /* The whole payload of a checked effect or notice; `event` NULL: outside events. SBX_AGAIN: pieces are missing. */
 static int take_payload(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload,
                         sbx_bytes *data)
 {
-    if (record->kind < SBX_LOG && (record->stream_id == 0 || record->stream_id >= channel->next_stream_id))
+    if (is_effect_kind(record->kind) && (record->stream_id == 0 || record->stream_id >= channel->next_stream_id ||
+                                         is_of_the_other_kind(channel, event, record)))
         return SBX_BROKEN;
     int status = collect(event ? &event->got : &channel->loose, record, payload, data);
     if (!status && (!legal(record->kind, record->flags, record->arg, data->len) || !resolve(event, record, data)))
         status = SBX_BROKEN;
     return status;
+}
+
+/* Whether a notice is anything that the caller should hear of. */
+static bool is_told(const sbx_channel *channel, const sbx_notice *notice)
+{
+    return notice->kind != SBX_NOTE || notice->arg != SBX_PROPERTY_MISSING ||
+           sbx_policy_property_visible(channel->policy, notice->data.data, notice->data.len);
 }
 
 static int take_effect(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload)
@@ -175,10 +207,10 @@ static int take_effect(sbx_channel *channel, sbx_event *event, const struct reco
     int status = take_payload(channel, event, record, payload, &data);
     if (status)
         return status == SBX_AGAIN ? SBX_OK : status;
-    if (record->kind < SBX_LOG)
+    if (is_effect_kind(record->kind))
         return put_effect(got, record, data) ? SBX_OK : SBX_NO_MEMORY;
     sbx_notice notice = {record->kind, record->flags, record->stream_id, record->arg, data};
-    return put_notice(got, &notice) ? SBX_OK : SBX_NO_MEMORY;
+    return !is_told(channel, &notice) || put_notice(got, &notice) ? SBX_OK : SBX_NO_MEMORY;
 }
 
 /* ---- verdicts ---------------------------------------------------------------------------------------------------- */
@@ -265,7 +297,7 @@ static bool was_issued(const sbx_channel *channel, uint32_t seq)
 static void tell_notice(const sbx_channel *channel, const struct record *record, sbx_bytes data)
 {
     sbx_notice notice = {record->kind, record->flags, record->stream_id, record->arg, data};
-    if (channel->hooks.notice)
+    if (channel->hooks.notice && is_told(channel, &notice))
         channel->hooks.notice(channel->hooks.user, &notice);
 }
 
@@ -274,7 +306,7 @@ static int take_loose_effect(sbx_channel *channel, const struct record *record, 
 {
     sbx_bytes data;
     int status = take_payload(channel, NULL, record, payload, &data);
-    if (!status && record->kind < SBX_LOG) {
+    if (!status && is_effect_kind(record->kind)) {
         sbx_effect effect = effect_of(record, data);
         status = interpret_loose(channel, &effect);
     } else if (!status) {
@@ -282,7 +314,7 @@ static int take_loose_effect(sbx_channel *channel, const struct record *record, 
     }
     if (status == SBX_BROKEN)
         return channel_break(channel, SBX_BROKEN, "malformed effect of kind %u outside any event", record->kind);
-    if (status == SBX_NO_MEMORY && record->kind < SBX_LOG) /* a stream would wait for ever; a notice is no loss */
+    if (status == SBX_NO_MEMORY && is_effect_kind(record->kind)) /* a stream would wait for ever; a notice is no loss */
         return channel_break(channel, SBX_BROKEN, "no memory for an effect outside any event");
     if (!channel->loose.partial_count)
         loose_forget(channel);
@@ -301,7 +333,7 @@ static int take_loose(sbx_channel *channel, const struct record *record, const u
     }
     if (record->event_seq && !was_issued(channel, record->event_seq))
         return channel_break(channel, SBX_BROKEN, "completion for an event that was never submitted");
-    if (record->kind == COMPLETE_VERDICT || (record->event_seq && record->kind < SBX_LOG))
+    if (record->kind == COMPLETE_VERDICT || (record->event_seq && is_effect_kind(record->kind)))
         return channel_break(channel, SBX_BROKEN, "effect of an event that has its verdict");
     return take_loose_effect(channel, record, payload);
 }

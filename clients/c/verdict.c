@@ -11,6 +11,7 @@ struct turn {
     sbx_stream *stream;
     struct collected *got;
     unsigned properties; /* written so far */
+    bool late;           /* outside the stream's own events */
 };
 
 static const sbx_policy *policy_of(const struct turn *turn)
@@ -173,11 +174,28 @@ static int interpret_property(struct turn *turn, sbx_effect *effect)
     return !reason || refuse_effect(turn, effect, reason, LITERAL("property")) ? SBX_OK : SBX_NO_MEMORY;
 }
 
+static bool refuse_data(const void *from, enum sbx_reason reason)
+{
+    const struct turn *turn = from;
+    turn->got->refusals.arena = &turn->got->arena;
+    return refuse(&turn->got->refusals, reason, LITERAL("data"));
+}
+
+static int interpret_tcp(struct turn *turn, sbx_effect *effect)
+{
+    struct tcp_turn given = {policy_of(turn), turn->late, refuse_data, turn};
+    if (effect->kind == SBX_PROPERTY_SET)
+        return interpret_property(turn, effect);
+    return tcp_effect(&given, turn->stream, effect);
+}
+
 static int interpret_effect(struct turn *turn, sbx_effect *effect)
 {
     uint64_t before = turn->got->arena.total + turn->got->refusals.count * RECORD_OVERHEAD_BYTES;
     int status = SBX_OK;
-    if (is_map_kind(effect->kind))
+    if (turn->stream->tcp)
+        status = interpret_tcp(turn, effect);
+    else if (is_map_kind(effect->kind))
         status = interpret_map(turn, effect);
     else if (is_body_kind(effect->kind))
         status = interpret_body(turn, effect);
@@ -203,9 +221,11 @@ static sbx_stream *stream_of(sbx_channel *channel, const sbx_effect *effect)
         }
         stream = NULL; /* comparing maps costs time: once for each that was submitted */
     }
-    if (!stream || stream->lost)
+    if (stream && (stream->lost || tcp_over(stream)))
+        stream = NULL;
+    if (!stream)
         channel->dropped++;
-    return stream && !stream->lost ? stream : NULL;
+    return stream;
 }
 
 int interpret_loose(sbx_channel *channel, const sbx_effect *effect)
@@ -214,7 +234,7 @@ int interpret_loose(sbx_channel *channel, const sbx_effect *effect)
     sbx_stream *stream = stream_of(channel, effect);
     if (!stream)
         return SBX_OK;
-    struct turn turn = {channel, stream, &channel->loose, stream->late_properties};
+    struct turn turn = {channel, stream, &channel->loose, stream->late_properties, true};
     int status = interpret_effect(&turn, &made);
     stream->late_properties = turn.properties;
     if (!status && channel->hooks.late)
@@ -233,9 +253,12 @@ static int interpret_effects(struct turn *turn, uint64_t own_stream_id)
         turn->stream = stream_of(turn->channel, &effect);
         if (!turn->stream)
             continue;
+        turn->late = !own;
         int status = interpret_effect(turn, &effect);
         if (status)
             return status;
+        if (own && turn->stream->tcp && effect.kind != SBX_PROPERTY_SET)
+            continue; /* sbx_connection_take says what came of it */
         if (own)
             got->effects[kept++] = effect;
         else if (turn->channel->hooks.late)
@@ -249,6 +272,9 @@ int interpret(sbx_channel *channel, sbx_event *event)
 {
     struct collected *got = &event->got;
     struct turn turn = {.channel = channel, .got = got};
+    sbx_stream *stream = event->connection ? sbx_stream_find(channel, event->stream_id) : NULL;
+    if (stream && event->kind != SUBMIT_STREAM_CLOSE)
+        tcp_verdict(stream, event->verdict.code, event->verdict.state);
     int status = interpret_effects(&turn, event->stream_id);
     if (status)
         return status;

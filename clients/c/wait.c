@@ -6,6 +6,7 @@
 
 #define LOOKS 64u /* at the ring between two looks at the clock */
 #define RETRY_SPINS 16u
+#define MIN_SPIN_NS 1000u
 #define ROUNDS 16u /* of sbx_arm, with a VM that always has something */
 #define OVERDUE_NS 1000000000ull
 
@@ -41,26 +42,41 @@ static void expire(sbx_channel *channel, uint64_t now_ns)
     }
 }
 
+/* With few CPUs, looking takes the one that the rest of the streams need; alone, there is nobody to take it from. */
+static uint64_t spin_budget_ns(const sbx_channel *channel)
+{
+    return channel->many_cpus || channel->stream_count <= 1 ? channel->spin_now_ns : 0;
+}
+
+/* By and by, so that a busy machine, on which looking pays now and then, is not looked at for the whole time each time. */
+static void spin_paid(sbx_channel *channel)
+{
+    uint64_t more_ns = 2 * channel->spin_now_ns + MIN_SPIN_NS;
+    channel->spin_now_ns = more_ns < channel->spin_ns ? more_ns : channel->spin_ns;
+}
+
 int sbx_spin(sbx_event *event)
 {
     sbx_channel *channel = event->channel;
     if (event->status != SBX_AGAIN)
         return told(event);
     ring_awake(&channel->ring);
-    uint64_t begin_ns = monotonic_ns();
+    uint64_t begin_ns = monotonic_ns(), budget_ns = spin_budget_ns(channel);
     do {
         for (unsigned i = 0; i < LOOKS; i++) {
             if (ring_has_records(&channel->ring)) {
                 channel_drain(channel);
                 if (event->status != SBX_AGAIN) {
-                    channel->spin_now_ns = channel->spin_ns;
+                    spin_paid(channel);
                     return told(event);
                 }
                 break; /* that may have taken its time */
             }
             pause_cpu();
         }
-    } while (monotonic_ns() - begin_ns < channel->spin_now_ns);
+    } while (monotonic_ns() - begin_ns < budget_ns);
+    if (!budget_ns)
+        return SBX_AGAIN;
     /* In vain: spend less next time, so that a slow VM does not cost a core; but now and then look for the whole time
        again, else one slow phase would end it for good. */
     channel->spin_now_ns = ++channel->vain_spins % RETRY_SPINS ? channel->spin_now_ns / 2 : channel->spin_ns;

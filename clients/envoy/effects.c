@@ -212,6 +212,8 @@ void take_notice(void *user, const sbx_notice *notice)
     static const int levels[] = {0, 1, 2, 3, 4, 5};
     const struct lane *lane = user;
     char text[700];
+    if (notice->kind == SBX_NOTE && notice->arg == SBX_PROPERTY_MISSING)
+        attribute_asked(lane->link, notice->data);
     if (notice->kind != SBX_LOG || notice->arg > 5)
         return;
     size_t len = notice->data.len < 512 ? notice->data.len : 512;

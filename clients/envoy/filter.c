@@ -128,6 +128,7 @@ static int done(struct filter *filter, enum direction direction, int before, int
     filter->inside_body = false;
     if (!filter->over && filter->ways[other].stopped && may_go(filter, other) && filter->scheduler)
         ENVOY_CALL(http_filter_scheduler_commit)(filter->scheduler, 0);
+    pause_watch(filter);
     leave(filter);
     return status;
 }

@@ -72,7 +72,6 @@ struct lane {
 struct link {
     struct link *next;
     struct worker *worker;
-    const char *socket;
     struct target target;
     char path[PATH_MAX_BYTES + 1];
     uint32_t daemon_uid;
@@ -83,6 +82,7 @@ struct link {
     bool down;           /* the daemon has no VM for it */
     bool unknown;        /* the daemon knows no such plugin */
     sbx_policy *policy;  /* as last heard; NULL: never */
+    _Atomic uint64_t *asked; /* attributes that the plugin has asked for; shared by all of Envoy's threads */
     uint64_t retry_ns, backoff_ns;
     struct filter *waiting, *woken; /* for a channel; under worker.lock */
 };
@@ -113,6 +113,7 @@ struct way {
     bool end_sent;      /* the end was submitted */
     bool has_trailers, trailers_sent, trailers_go;
     bool all_stopped;   /* body and trailers wait until the headers go */
+    bool paused;        /* the plugin holds something back */
     bool stopped;       /* Envoy waits for continue */
     bool same;          /* what `event` has goes on as it is */
     bool end_go;        /* the plugin let the end of the direction go */
@@ -128,6 +129,8 @@ struct filter {
     void *scheduler;
     struct filter *next_waiting;
     bool waits_for_lane, waits_for_link;
+    uint64_t pause_ends_ns; /* of a pause that only the plugin can end; under worker.lock; 0: none */
+    bool pause_over;        /* the waiter has seen that; under worker.lock */
     uint64_t wait_until_ns;
     int inside;         /* direction whose hook runs, -1: none */
     bool inside_body;
@@ -172,18 +175,30 @@ bool buffer_add(struct buffer *buffer, const void *data, size_t len);
 void count(struct filter *filter, enum counter counter);
 void local_free(sbx_local_response *local);
 
-/* flow.c */
+/* submission.c */
 void submit_headers(struct filter *filter, enum direction direction, bool end);
 void advance(struct filter *filter, enum direction direction);
 void submit_behind(struct filter *filter, enum direction direction);
+
+/* flow.c */
+void event_run(struct filter *filter, enum direction direction, sbx_event *event);
 void resume(struct filter *filter);
-void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cause cause);
 void finish(struct filter *filter, enum direction direction);
 void begin(struct filter *filter);
 void forget_wake(struct filter *filter);
 void set_aside(struct filter *filter, enum direction direction);
 bool may_go(const struct filter *filter, enum direction direction);
+
+/* ending.c; the failures by cause, by the status of a submission, and by that of an event */
 bool flush(struct filter *filter);
+void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cause cause);
+void submission_fail(struct filter *filter, enum direction direction, int status);
+void event_fail(struct filter *filter, enum direction direction, int status);
+void fail_away(struct filter *filter);
+
+/* pause.c */
+void pause_watch(struct filter *filter);
+void pause_check(struct filter *filter);
 
 /* body.c */
 enum { BODY_PIECES = 64 };
@@ -193,13 +208,15 @@ void body_drop(struct filter *filter, enum direction direction, size_t len);
 void body_put(struct filter *filter, enum direction direction);
 
 /* attributes.c */
-enum { MAX_ATTRIBUTES = 24, ATTRIBUTE_SPACE = 256 };
+enum { MAX_ATTRIBUTES = 32, ATTRIBUTE_SPACE = 256 };
 struct attributes {
     sbx_pair pairs[MAX_ATTRIBUTES];
     size_t count;
     uint8_t space[ATTRIBUTE_SPACE];
     size_t used;
 };
+_Atomic uint64_t *attributes_asked(const struct link *link); /* of the link's plugin; NULL: no memory */
+void attribute_asked(struct link *link, sbx_bytes path);
 void request_attributes(const struct filter *filter, struct attributes *into);
 void response_attributes(const struct filter *filter, struct attributes *into);
 

@@ -3,6 +3,7 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 enum { TICK_MS = 50, MAX_EVENTS = 16 };
@@ -31,6 +32,16 @@ static void told(struct worker *worker, uint64_t id)
     }
 }
 
+static void end_pauses(struct lane *lane, uint64_t now)
+{
+    for (struct filter *filter = lane->waiting; filter; filter = filter->next_waiting) {
+        if (!filter->pause_ends_ns || filter->pause_ends_ns > now || filter->pause_over)
+            continue;
+        filter->pause_over = true;
+        ENVOY_CALL(http_filter_scheduler_commit)(filter->scheduler, 0);
+    }
+}
+
 static void check_deadlines(struct worker *worker)
 {
     uint64_t now = now_ns();
@@ -40,6 +51,7 @@ static void check_deadlines(struct worker *worker)
         for (struct lane *lane = link->lanes; lane; lane = lane->next) {
             if (lane->deadline_ns && lane->deadline_ns <= now)
                 wake(lane->waiting, &lane->woken);
+            end_pauses(lane, now);
         }
     }
 }
@@ -48,6 +60,8 @@ static void *wait_for_events(void *argument)
 {
     struct worker *worker = argument;
     struct epoll_event events[MAX_EVENTS];
+    /* Otherwise it has the name of Envoy's worker that made it, and nobody can tell whose CPU time it is. */
+    prctl(PR_SET_NAME, "sandboxd:wait");
     for (;;) {
         int found = epoll_wait(worker->epoll, events, MAX_EVENTS, TICK_MS);
         pthread_mutex_lock(&worker->lock);

@@ -103,6 +103,11 @@ struct link *link_of(const struct config *config, const struct target *target)
     link->target = *target;
     memcpy(link->path, config->socket, sizeof link->path);
     link->daemon_uid = config->daemon_uid;
+    link->asked = attributes_asked(link);
+    if (!link->asked) {
+        free(link);
+        return NULL;
+    }
     pthread_mutex_lock(&worker->lock);
     link->next = worker->links;
     worker->links = link;

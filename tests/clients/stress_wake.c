@@ -118,8 +118,9 @@ static void *vm_main(void *seed)
 static sbx_policy *make_policy(void)
 {
     /* Empty lists, no needs; generous limits. */
-    static const uint64_t numbers[][5] = {{0}, {65536, 256, 65536, 60000000000ull, 1000}, {0, 503}, {7, 256, 16384, 65536}};
-    static const uint32_t counts[] = {1, 5, 2, 4};
+    static const uint64_t numbers[][6] = {
+        {0}, {65536, 256, 65536, 60000000000ull, 1000, 60000000000ull}, {0, 503}, {7, 256, 16384, 65536}};
+    static const uint32_t counts[] = {1, 6, 2, 4};
     uint8_t blob[1024] = "SBXP\1\0\0", *at = blob + 8;
     for (uint32_t tag = 1; tag < 14; tag++) {
         uint32_t len = tag <= 2 ? 1 : tag == 3 ? 16 : tag <= 7 ? 8 * counts[tag - 4] : 0;

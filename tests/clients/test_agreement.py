@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes as c
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,13 +14,11 @@ from hypothesis import strategies as st
 
 from sandboxd.channel import pairs
 from sandboxd.channel.errors import PairsError
-from sandboxd.policy import capabilities
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import (
     FailurePolicy,
     HeaderRule,
-    ModuleRef,
     OnFailure,
     PluginLimits,
     PluginPolicy,
@@ -34,8 +31,8 @@ from sandboxd.policy.model import (
 from sandboxd.policy.redact import HeaderDiff, Redactor
 from sandboxd.policy.write_rules import WriteRules
 from tests.support import c_client
+from tests.support.policies import KEY, MAPS, NAME, NEEDS, PATHS, RULES, VALUE, WRITES, plugin
 
-KEY = bytes(range(32))
 SECTIONS = (
     Section.REQUEST_HEADERS, Section.REQUEST_TRAILERS, Section.RESPONSE_HEADERS, Section.RESPONSE_TRAILERS
 )  # fmt: skip
@@ -46,15 +43,10 @@ EXAMPLES = int(os.environ.get("SANDBOXD_EXAMPLES", "300"))
 SETTINGS = settings(
     max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-NEEDS = capabilities.needs(capabilities.PRESETS["standard"], capabilities.HTTP_CALLBACKS)
 
 
 def blob_of(policy: PluginPolicy, key: bytes = KEY) -> bytes:
     return compile_policy("acme", policy, NEEDS, key, ["proxy_log", "proxy_done"])
-
-
-def plugin(**parts: object) -> PluginPolicy:
-    return replace(PluginPolicy("filter", ModuleRef(Path("a.wasm"), "0" * 64)), **parts)  # type: ignore[arg-type]
 
 
 class Loaded:
@@ -120,34 +112,6 @@ def test_pairs_are_read_alike(
 
 
 # --- views and changes ----------------------------------------------------------------------------
-
-NAMES = [
-    b"a", b"A", b"b", b"x-secret", b"X-Secret", b"x-secret-two", b"cookie", b"Cookie", b"authorization",
-    b":path", b":authority", b":status", b":method", b"content-length", b"host", b"te", b"connection", b"upgrade",
-    b"bad name", b"", b":", b"x-tenant-a", b"caf\xc3\xa9",
-]  # fmt: skip
-VALUES = [
-    b"", b"1", b"two", b" padded\t", b"***", b"present", b"/path", b"/a#b", b"*", b"host:80", b"200", b"100", b"GET",
-    b"trailers", b"gzip", b"a\nb", b"\x7f", b"\xff", b"12345", b"x" * 40,
-    hashlib.blake2b(b"1", key=KEY, digest_size=16).hexdigest().encode(),
-    hashlib.blake2b(b"two", key=KEY, digest_size=16).hexdigest().encode(),
-]  # fmt: skip
-NAME = st.one_of(st.sampled_from(NAMES), st.sampled_from(NAMES), st.binary(max_size=3))
-VALUE = st.one_of(st.sampled_from(VALUES), st.sampled_from(VALUES), st.binary(max_size=3))
-MAPS = st.lists(st.tuples(NAME, VALUE), max_size=10)
-PATTERNS = st.sampled_from(["a", "b", "x-secret", "x-*", "x-secret*", "cookie", "*", ":path", ":*", "content-length"])
-RULES = st.lists(st.builds(HeaderRule, PATTERNS, st.sampled_from(list(RedactMode))), max_size=5).map(tuple)
-WRITES = st.builds(
-    WritePolicy,
-    deny_headers=st.lists(PATTERNS, max_size=2).map(tuple),
-    allow_headers=st.one_of(st.none(), st.lists(PATTERNS, max_size=4).map(tuple)),
-    local_response=st.booleans(),
-    body=st.booleans(),
-    properties=st.booleans(),
-    max_headers=st.integers(0, 6),
-    max_header_bytes=st.sampled_from([0, 8, 100]),
-    max_headers_bytes=st.sampled_from([0, 20, 1000]),
-)
 
 
 @st.composite
@@ -318,13 +282,6 @@ def test_property_and_body_rules_are_pythons(
     assert [shim.sbx_reason_name(reason).decode() if reason else None for reason in found] == words
 
 
-PATHS = st.lists(
-    st.sampled_from(["request", "response", "headers", "trailers", "cookie", "Cookie", "path", "referer", "source",
-                     "address", "code", "x", "ab"]),
-    min_size=1, max_size=4,
-).map(tuple)  # fmt: skip
-
-
 @settings(SETTINGS, max_examples=EXAMPLES)
 @given(
     st.lists(st.builds(PropertyRule, PATHS, st.booleans()), max_size=6, unique_by=lambda rule: rule.path).map(tuple),
@@ -344,24 +301,31 @@ def test_properties_are_visible_as_in_python(
 # --- failures -------------------------------------------------------------------------------------
 
 PHASES = {phase: number for number, phase in enumerate(list(Phase)[:6], 2)} | {Phase.END: 9}
+CAUSES = {
+    Cause[name]: int(number)
+    for name, number in re.findall(
+        r"^ +SBX_CAUSE_(\w+) = (\d+)", (c_client.SOURCES / "sandboxd.h").read_text(), re.MULTILINE
+    )
+}
 ACTIONS = (ActionKind.CONTINUE, ActionKind.RESPOND, ActionKind.RESET)
 
 
 @pytest.mark.parametrize("on_failure", list(OnFailure))
 def test_failures_are_decided_as_in_python(shim: c.CDLL, on_failure: OnFailure) -> None:
+    assert set(CAUSES) == set(Cause)
     policy = FailurePolicy(on_failure, 599)
     with Loaded(shim, plugin(failure=policy)) as handle:
         for phase, number in PHASES.items():
-            for index, cause in enumerate(Cause):
+            for cause, cause_number in CAUSES.items():
                 for started in (False, True):
-                    found = shim.sbx_failure_decide(handle, number, index, started)
+                    found = shim.sbx_failure_decide(handle, number, cause_number, started)
                     expected = decide(policy, phase, cause, response_started=started)
                     assert ACTIONS[found.action] is expected.kind
                     assert (found.status, found.details.decode()) == (expected.status, expected.details)
 
 
 def test_without_a_policy_nothing_fails_open(shim: c.CDLL) -> None:
-    for cause in range(len(Cause)):
+    for cause in CAUSES.values():
         assert shim.sbx_failure_decide(None, 2, cause, False).action == 1
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.channel.attach_wire import FrameType, RefusalCode
+from sandboxd.client.wire import encode_attach, encode_broken
 from sandboxd.supervisor import attach_frames as wire
 from tests.support import c_client
 from tests.support.daemon_client import ADD_HEADER, FakeDaemon, fake_daemon, policy_text, wait_for
@@ -193,7 +195,7 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(shim: c.CDLL, dae
     for pause_s in [0, 0.001, 0.003, 0.01, 0.03] * 6:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.connect(str(daemon.runtime / "attach.sock"))
-            sock.send(wire.encode_request("alpha", "main"))
+            sock.send(encode_attach("alpha", "main"))
             time.sleep(pause_s)
     wait_for(calm, 20, "the VMs are gone")
     status, channel, error = attach(shim, options(daemon))
@@ -232,7 +234,7 @@ def test_a_tenant_that_goes_takes_its_channels_along(shim: c.CDLL, daemon: FakeD
     wait_for(lambda: channel.check() in ("DRAIN", "DETACHED"), 10, "told")
     channel.close()
     status, _, error = attach(shim, options(daemon))
-    assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
+    assert (status, error.code) == ("REFUSED", RefusalCode.UNKNOWN)
     assert error.text == b"no such tenant or plugin"
 
 
@@ -243,7 +245,7 @@ def test_of_several_plugins_one_has_to_be_named(shim: c.CDLL, daemon: FakeDaemon
     (daemon.policies / "a.yaml").write_text(text)
     daemon.reload()
     status, _, error = attach(shim, options(daemon))
-    assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
+    assert (status, error.code) == ("REFUSED", RefusalCode.UNKNOWN)
     assert error.text == b"several plugins: name one"
     status, channel, error = attach(shim, options(daemon, plugin="second"))
     assert status == "OK", error.text
@@ -253,13 +255,13 @@ def test_of_several_plugins_one_has_to_be_named(shim: c.CDLL, daemon: FakeDaemon
 @pytest.mark.parametrize(("tenant", "plugin"), [("nobody", ""), ("alpha", "other"), ("x" * 255, "y" * 255)])
 def test_what_no_policy_knows_is_refused(shim: c.CDLL, lasting: FakeDaemon, tenant: str, plugin: str) -> None:
     status, _, error = attach(shim, options(lasting, tenant, plugin))
-    assert (status, error.code) == ("REFUSED", wire.RefusalCode.UNKNOWN)
+    assert (status, error.code) == ("REFUSED", RefusalCode.UNKNOWN)
 
 
 def test_channels_are_counted(shim: c.CDLL, daemon: FakeDaemon) -> None:
     channels = [attach(shim, options(daemon))[1] for _ in range(2)]
     status, _, error = attach(shim, options(daemon))
-    assert (status, error.code) == ("REFUSED", wire.RefusalCode.LIMIT)
+    assert (status, error.code) == ("REFUSED", RefusalCode.LIMIT)
     for channel in channels:
         channel.close()
     wait_for(lambda: len(daemon.tenant("alpha")["plugins"][0]["vms"]) == 1, 5, "the VMs are gone")
@@ -273,7 +275,7 @@ def test_another_user_may_not_attach(shim: c.CDLL, short_path: Path, artefact_ca
     more = JAIL + "attach: {uids: [4242]}\n"
     with fake_daemon(short_path, artefact_cache, policies, fronts=1, more=more) as daemon:
         status, _, error = attach(shim, options(daemon))
-        assert (status, error.code) == ("REFUSED", wire.RefusalCode.FORBIDDEN)
+        assert (status, error.code) == ("REFUSED", RefusalCode.FORBIDDEN)
 
 
 ATTACH_AS_SOMEBODY = """
@@ -297,7 +299,7 @@ def test_who_it_is_is_the_kernels_word(lasting: FakeDaemon) -> None:
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert done.stdout.split(maxsplit=2) == [
-        str(int(wire.FrameType.REFUSED)), str(int(wire.RefusalCode.FORBIDDEN)), "this user may not attach\n"
+        str(int(FrameType.REFUSED)), str(int(RefusalCode.FORBIDDEN)), "this user may not attach\n"
     ], done.stderr  # fmt: skip
 
 
@@ -310,9 +312,9 @@ def test_a_socket_of_another_user_is_not_trusted(shim: c.CDLL, lasting: FakeDaem
 @pytest.mark.parametrize(
     "frame",
     [
-        b"x", b"SBXA" + bytes(12), wire.encode_request("alpha", "main")[:-1], wire.encode_broken("lies"),
-        wire.encode_request("alpha", "main") + b"x", bytes(70_000),
-        wire.encode_request("\0", "")[:-1] + b"\xff",
+        b"x", b"SBXA" + bytes(12), encode_attach("alpha", "main")[:-1], encode_broken("lies"),
+        encode_attach("alpha", "main") + b"x", bytes(70_000),
+        encode_attach("\0", "")[:-1] + b"\xff",
     ],
     ids=["short", "head", "cut", "broken_without_channel", "longer", "huge", "not_utf8"],
 )  # fmt: skip
@@ -323,7 +325,7 @@ def test_the_daemon_survives_malformed_frames(shim: c.CDLL, lasting: FakeDaemon,
         sock.send(frame)
         answer = sock.recv(4096)
         assert answer[:4] == b"SBXA"
-        assert int.from_bytes(answer[6:8], "little") == wire.FrameType.REFUSED
+        assert int.from_bytes(answer[6:8], "little") == FrameType.REFUSED
         assert sock.recv(4096) == b""
     status, channel, error = attach(shim, options(lasting))
     assert status == "OK", error.text
@@ -335,15 +337,15 @@ def test_a_client_that_reports_a_broken_channel_ends_the_worker(shim: c.CDLL, da
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(10)
         sock.connect(str(daemon.runtime / "attach.sock"))
-        sock.send(wire.encode_request("alpha", "main"))
+        sock.send(encode_attach("alpha", "main"))
         data, fds, _, _ = socket.recv_fds(sock, 4096, 4)
-        assert int.from_bytes(data[6:8], "little") == wire.FrameType.ATTACHED
+        assert int.from_bytes(data[6:8], "little") == FrameType.ATTACHED
         assert len(fds) == 4
         for fd in fds:
             os.close(fd)
-        sock.send(wire.encode_broken("it lies"))
+        sock.send(encode_broken("it lies"))
         data = sock.recv(4096)
-        assert int.from_bytes(data[6:8], "little") == wire.FrameType.DETACHED
+        assert int.from_bytes(data[6:8], "little") == FrameType.DETACHED
     wait_for(lambda: runs_as_another(daemon, pid), 20, "new worker")
 
 
@@ -363,7 +365,7 @@ def liar(short_path: Path) -> tuple[socket.socket, c_client.AttachOptions]:
     [
         (b"", "DETACHED"), (b"junk", "PROTOCOL"), (wire.attached(65536, 0, 1), "PROTOCOL"),
         (wire.down("no policy with it"), "PROTOCOL"), (wire.detached("already"), "PROTOCOL"),
-        (wire.refused(wire.RefusalCode.LIMIT, "full\n\x1b[31m"), "REFUSED"), (bytes(5000), "PROTOCOL"),
+        (wire.refused(RefusalCode.LIMIT, "full\n\x1b[31m"), "REFUSED"), (bytes(5000), "PROTOCOL"),
     ],
 )  # fmt: skip
 def test_answers_are_checked(shim: c.CDLL, short_path: Path, answer: bytes, status: str) -> None:
@@ -373,7 +375,7 @@ def test_answers_are_checked(shim: c.CDLL, short_path: Path, answer: bytes, stat
         assert shim.sbx_attach_begin(c.byref(given), c.byref(attachment), c.byref(error)) == 0
         peer, _ = listener.accept()
         with peer:
-            assert peer.recv(4096) == wire.encode_request("t", "p")
+            assert peer.recv(4096) == encode_attach("t", "p")
             if answer:
                 peer.send(answer)
         select.select([shim.sbx_attachment_fd(attachment)], [], [], 5)

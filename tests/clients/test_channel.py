@@ -29,6 +29,7 @@ from sandboxd.policy.model import (
     ModuleRef,
     PluginLimits,
     PluginPolicy,
+    PropertyRule,
     RedactionPolicy,
     RedactMode,
     WritePolicy,
@@ -284,6 +285,39 @@ def test_notices_come_with_their_event_or_through_the_hook(setup: Setup) -> None
     assert (layout.LOG, 1, 2, b"hello") in client.notices  # of the close, which nobody waits for
 
 
+def missing(path: bytes) -> Answer:
+    """An answer in which the plugin asks for a property."""
+    return answering(lambda e: [e.effect(layout.NOTE, path, arg=layout.NOTE_PROPERTY_MISSING)])
+
+
+def test_a_missing_property_is_told_if_the_policy_shows_it(setup: Setup) -> None:
+    """The worker is a stranger: what the policy hides is nothing that its plugin could have asked for."""
+    hidden = replace(POLICY, redact=RedactionPolicy(properties=(PropertyRule(("source",)),)))
+    client = setup.open(missing(b"upstream\0port"), hidden)
+    stream = client.open()
+    verdict = client.wait(client.headers(stream, 2, [(b":path", b"/")]))
+    assert [(n.kind, n.arg, n.data.get()) for n in verdict.notices[: verdict.notice_count]] == [
+        (layout.NOTE, 8, b"upstream\0port")
+    ]
+    client.lib.sbx_stream_close(stream, False, 9)
+    stream = client.open()
+    client.wait(client.headers(stream, 2, [(b":path", b"/")]))
+    assert (layout.NOTE, 1, 8, b"upstream\0port") in client.notices  # at the close, which nobody waits for
+    setup.vm.answer = missing(b"source\0address")
+    client.lib.sbx_stream_close(stream, False, 9)
+    stream = client.open()
+    verdict = client.wait(client.headers(stream, 2, [(b":path", b"/")]))
+    assert verdict.notice_count == 0
+    assert not any(data.startswith(b"source") for *_, data in client.notices)
+
+
+@pytest.mark.parametrize(("code", "size"), [(8, 257), (3, 1)])
+def test_notes_are_bounded(setup: Setup, code: int, size: int) -> None:
+    client = setup.open(answering(lambda e: [e.effect(layout.NOTE, b"x" * size, arg=code)]))
+    event = client.headers(client.open(), 2, [(b":path", b"/")])
+    assert c_client.NAMES[setup.lib.sbx_wait(event, 0)] == "BROKEN"
+
+
 def test_what_the_plugin_cannot_read_is_not_sent(setup: Setup) -> None:
     needs = capabilities.needs(frozenset({"proxy_on_context_create"}), ["proxy_on_request_headers"])
     client = setup.open(needs=needs)
@@ -330,6 +364,27 @@ def test_looking_in_vain_costs_less_and_less_but_is_tried_again(setup: Setup) ->
     assert sum(took < budget_ns / 2 for took in taken) > 16
 
 
+def test_with_few_cpus_it_looks_only_while_alone(setup: Setup) -> None:
+    """A second stream, and nobody waits for the first one's verdict while the second could go on."""
+    budget_ns = 20_000_000
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        client = setup.open(serve=False, spin_ns=budget_ns)
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+    def look_ns() -> int:
+        begin = time.monotonic_ns()
+        assert c_client.NAMES[setup.lib.sbx_spin(event)] == "AGAIN"
+        return time.monotonic_ns() - begin
+
+    event = client.headers(client.open(), 2, [(b":path", b"/")])
+    assert look_ns() >= budget_ns
+    client.open()
+    assert min(look_ns() for _ in range(5)) < budget_ns / 10
+
+
 def test_time_runs_out_and_the_late_verdict_is_nobodys(setup: Setup) -> None:
     client = setup.open(serve=False, spin_ns=0)
     event = client.headers(client.open(), 2, [(b":path", b"/")])
@@ -368,6 +423,13 @@ def test_cancelled_events_bring_nothing(setup: Setup) -> None:
     told = c.c_void_p()
     assert setup.lib.sbx_next(client.handle, c.byref(told)) == 1
     assert setup.lib.sbx_ready(client.handle)
+
+
+@pytest.mark.parametrize(("said", "cause"), [(2, 1), (3, 8), (9, 9), (0, 0), (8, 0), (2**32 - 1, 0)])
+def test_the_limit_that_ended_the_vm_is_named(setup: Setup, said: int, cause: int) -> None:
+    client = setup.open(serve=False, spin_ns=0)
+    setup.vm.fail(said)
+    assert setup.lib.sbx_channel_down_cause(client.handle) == cause
 
 
 def test_a_failed_vm_loses_what_waits_and_a_new_one_serves(setup: Setup) -> None:

@@ -1,0 +1,55 @@
+/*
+ * Pauses: the plugin has given its verdict, and holds the message back.
+ *
+ * What frees it may come at any time, from a tick or the answer to a callout, so the filter stays among those who wait for the
+ * channel. If nothing more of the message can come that would free it, the policy's time per pause bounds the pause.
+ */
+#include "module.h"
+
+static bool holds(const struct filter *filter, enum direction direction)
+{
+    const struct way *way = &filter->ways[direction];
+    return way->stopped && !way->event && !may_go(filter, direction);
+}
+
+/* Nothing that Envoy could still bring is shown to the plugin. */
+static bool only_plugin_can_end(const struct filter *filter, enum direction direction)
+{
+    const struct way *way = &filter->ways[direction];
+    return holds(filter, direction) && way->paused && (way->all_stopped || way->end_sent || way->trailers_sent);
+}
+
+static void set_end(struct filter *filter, uint64_t ends_ns)
+{
+    struct worker *worker = filter->link->worker;
+    pthread_mutex_lock(&worker->lock);
+    filter->pause_ends_ns = ends_ns;
+    filter->pause_over = false;
+    pthread_mutex_unlock(&worker->lock);
+}
+
+/* After each hook, and each time that the filter was woken: whether it has to wait for the channel, and how long. */
+void pause_watch(struct filter *filter)
+{
+    bool live = !filter->gone && !filter->over && !filter->bypass && filter->lane && filter->stream;
+    bool bounded = live && (only_plugin_can_end(filter, REQUEST) || only_plugin_can_end(filter, RESPONSE));
+    if (bounded && !filter->pause_ends_ns) {
+        sbx_limits limits;
+        sbx_policy_limits(sbx_channel_policy(filter->lane->channel), &limits);
+        set_end(filter, now_ns() + limits.time_per_pause_ns);
+    } else if (!bounded && filter->pause_ends_ns) {
+        set_end(filter, 0);
+    }
+    if (live && (holds(filter, REQUEST) || holds(filter, RESPONSE)))
+        wait_for_lane(filter);
+    else if (filter->waits_for_lane && !filter->ways[REQUEST].event && !filter->ways[RESPONSE].event)
+        stop_waiting(filter);
+}
+
+/* The failure policy answers a pause that took too long. */
+void pause_check(struct filter *filter)
+{
+    if (!filter->pause_ends_ns || now_ns() < filter->pause_ends_ns || filter->over || filter->bypass)
+        return;
+    exchange_fail(filter, only_plugin_can_end(filter, REQUEST) ? REQUEST : RESPONSE, SBX_CAUSE_TIMEOUT);
+}
