@@ -1,5 +1,6 @@
 """
-`python -m tests.bench`: measure, print, and write build/bench.json.
+`python -m tests.bench`: measure, print, and write build/bench.json. `python -m tests.bench soak` and `... matrix` are
+programs of their own; each says with ``--help`` what it takes.
 
 What `docs/specification.md` promises is held against the figures; each promise that was not kept is named at the end.
 Exit code 0: measured; 1: with ``--strict``, and a promise was not kept; 2: something could not be measured.
@@ -8,33 +9,33 @@ Exit code 0: measured; 1: with ``--strict``, and a promise was not kept; 2: some
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sandboxd.demo.envoy import EnvoyMissingError
 from sandboxd.demo.process import ChildFailedError
-from tests.bench import channel, cpu_limit, neighbour, proxies, shared, specification, vm, workers
+from tests.bench import (
+    callouts,
+    channel,
+    cpu_limit,
+    idle,
+    matrix,
+    neighbour,
+    proxies,
+    results,
+    shared,
+    soak,
+    specification,
+    vm,
+    workers,
+)
 from tests.bench.load import LoadError
 
-OUTPUT = Path("build/bench.json")
-
-PARTS = (vm, shared, cpu_limit, workers, channel, proxies, neighbour)
+PARTS = (vm, shared, cpu_limit, workers, channel, idle, callouts, proxies, neighbour)
 """Each with the names of its ``FIGURES``; rounds as lists come beside them."""
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "pinning": "none: generator, Envoy and servers share all cores",
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-    }
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--servers", type=int, default=1, help="processes of each ext_proc server")
     parser.add_argument("--spin-us", type=int, help="busy waiting at both ends of the channels; default: the machine's")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=results.OUTPUT)
     parser.add_argument("--strict", action="store_true", help="exit 1 if a promise of the specification is not kept")
     return parser.parse_args()
 
@@ -73,13 +74,26 @@ def _measure(arguments: argparse.Namespace, plan: proxies.Plan) -> dict[str, Any
         figures |= cpu_limit.measure(cpu_limit.KILLS, _say)
         figures |= workers.measure(rounds, place, _say)
         figures |= channel.measure(rounds, place, _say)
+        figures |= idle.measure(place, _say)
+        figures |= callouts.measure(rounds, place, _say)
         figures |= proxies.measure(plan, place, _say)
         figures |= neighbour.measure(rounds, arguments.seconds, place, _say)
     return figures
 
 
+PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {"matrix": matrix.main, "soak": soak.main}
+"""By the first word; without one, everything that the specification names is measured."""
+
+
 def main() -> int:
-    """Measure everything and return the exit code."""
+    """Do what the command line says and return the exit code."""
+    if len(sys.argv) > 1 and (program := PROGRAMS.get(sys.argv[1])):
+        return program(sys.argv[2:])
+    return _all()
+
+
+def _all() -> int:
+    """Measure everything that the specification names."""
     arguments = _arguments()
     plan = proxies.Plan(
         arguments.rounds, arguments.seconds, arguments.connections, arguments.servers, arguments.spin_us
@@ -90,9 +104,7 @@ def main() -> int:
     except (LoadError, ChildFailedError, EnvoyMissingError, TimeoutError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    conditions = {**_machine(), **vars(plan)}
-    arguments.output.write_text(json.dumps({"conditions": conditions, **figures}, indent=1) + "\n")
+    results.write(arguments.output, {"conditions": {**results.machine(), **vars(plan)}, **figures})
     _print(figures, rows)
     print(f"written to {arguments.output}")
     missed = list(specification.misses(rows, figures))

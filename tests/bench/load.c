@@ -5,8 +5,8 @@
 // A connection sends its next request so long after the last answer: with 0 at once, which loads the machine fully; with
 // more, latencies are not those of a queue that the generator itself made.
 // Prints one line of JSON: how many exchanges ended within the time, how many were not 200 or broke, and the latency at
-// some percentiles in microseconds. Understands responses with a content-length, which is all that the benchmark's
-// listeners send; anything else counts as broken. Linux only (epoll).
+// some percentiles in microseconds. Understands responses with a content-length or in chunks (without trailers), which is
+// all that the benchmark's listeners send; anything else counts as broken. Linux only (epoll).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -96,13 +96,21 @@ static void send_request(struct connection *connection) {
     if (send(connection->fd, request, request_size, MSG_NOSIGNAL) != (ssize_t)request_size) connection->sent_ns = 0;
 }
 
+// The same for a body in chunks; the last one ends the response, for nothing was asked for after it.
+static size_t chunked_size(const struct connection *connection, size_t head) {
+    if (memmem(connection->response, head, "\r\ntransfer-encoding: chunked\r\n", 30) == NULL) return SIZE_MAX;
+    const char *end = connection->response + connection->have;
+    if (connection->have - head >= 5 && memcmp(end - 5, "0\r\n\r\n", 5) == 0) return connection->have;
+    return connection->have == MAX_RESPONSE_BYTES ? SIZE_MAX : 0;
+}
+
 // Size of the whole response, 0 if it cannot be told yet, SIZE_MAX if it never can.
 static size_t response_size(const struct connection *connection) {
     const char *end = memmem(connection->response, connection->have, "\r\n\r\n", 4);
     if (end == NULL) return connection->have == MAX_RESPONSE_BYTES ? SIZE_MAX : 0;
     size_t head = (size_t)(end - connection->response) + 4;
     const char *length = memmem(connection->response, head, "\r\ncontent-length: ", 18);
-    if (length == NULL) return SIZE_MAX;
+    if (length == NULL) return chunked_size(connection, head);
     uint64_t body = strtoull(length + 18, NULL, 10); // ends at the CR at the latest
     return body > MAX_RESPONSE_BYTES - head ? SIZE_MAX : head + (size_t)body;
 }

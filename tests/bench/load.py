@@ -26,17 +26,17 @@ class LoadError(Exception):
     """The generator could not be built or run, or what it loaded did not answer as it should."""
 
 
-def build(directory: Path) -> Path:
-    """Return the path of the generator, built if this very source has not been built there before."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    program = directory / f"load-{digest}"
+def build(directory: Path, source: Path = SOURCE) -> Path:
+    """Return the path of a program of one file, built if this very source has not been built there before."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    program = directory / f"{source.stem}-{digest}"
     if not program.exists():
         directory.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-O2"]
-        words += ["-Wall", "-Wextra", "-Werror", "-o", str(program), str(SOURCE)]
+        words += ["-Wall", "-Wextra", "-Werror", "-o", str(program), str(source)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
-            raise LoadError(f"the load generator does not compile:\n{done.stderr}")
+            raise LoadError(f"{source.name} does not compile:\n{done.stderr}")
     return program
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sandboxd.demo import envoy, envoy_config
-from tests.bench import channel, load, neighbour, proxies, specification
+from tests.bench import channel, load, matrix, neighbour, proxies, results, specification
 from tests.bench.__main__ import PARTS
+from tests.support import guests
 
 
 def rounds(*rates: float) -> list[load.Load]:
@@ -103,6 +105,44 @@ def test_a_broken_specification_is_refused(text: str) -> None:
         specification.parse(text)
 
 
+def test_a_combination_of_the_matrix() -> None:
+    """Ratios are those of the default settings, and the best settings stand beside them."""
+    rates = {"none": 2000, "v8": 1000, "shm": 800, "shm_spin_20us": 1200, "ext_proc": 100}
+    found = matrix.summarise({name: [matrix.Turn(one, 50.0) for one in rounds(rate)] for name, rate in rates.items()})
+
+    assert (found["shm_rps"], found["shm_vs_v8_rps_ratio"], found["shm_vs_ext_proc_rps_ratio"]) == (800, 0.8, 8.0)
+    assert (found["shm_best"], found["shm_best_vs_v8_rps_ratio"]) == ("shm_spin_20us", 1.2)
+    assert found["shm_cpu_us"] == 50
+    lines = [*matrix.table({"headers_c1": found}, list(rates))]
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| 800 / 0 / 50 |" in lines[-1]
+
+
+def test_sections_of_the_file_of_figures_stay(tmp_path: Path) -> None:
+    """The matrix is a run of its own, and what everything else writes does not undo it."""
+    path = tmp_path / "deep" / "bench.json"
+    results.write(path, {"a": 1, "old": 2})
+    results.write_section(path, "matrix", {"b": 3})
+    results.write(path, {"a": 4})
+
+    assert json.loads(path.read_text()) == {"a": 4, "matrix": {"b": 3}}
+
+
+@pytest.mark.envoy
+@pytest.mark.timeout(300)
+def test_a_small_matrix(tmp_path: Path) -> None:
+    """Every workload goes through every subject, filtered, and its CPU time is counted."""
+    plan = matrix.Plan(1, 0.3, (4,), (20,))
+    found = matrix.measure(plan, tmp_path, lambda _text: None)
+
+    assert list(found) == ["headers_c4", "body_16k_c4", "calls_20_c4"]
+    for figures in found.values():
+        for subject in plan.subjects:
+            assert figures[f"{subject}_rps"] > 0
+            assert figures[f"{subject}_cpu_us"] > 0
+        assert figures["ext_proc_cpu_us"] > figures["none_cpu_us"]
+
+
 @pytest.mark.envoy
 @pytest.mark.timeout(300)
 def test_the_generator_counts_answers_and_refuses_errors(tmp_path: Path) -> None:
@@ -110,11 +150,19 @@ def test_the_generator_counts_answers_and_refuses_errors(tmp_path: Path) -> None
     program = load.build(Path("build"))
     good, bad = envoy_config.direct_route("hello"), envoy_config.direct_route("oops")
     bad["direct_response"]["status"] = 503
-    listeners = [envoy_config.listener("good", [], [good]), envoy_config.listener("bad", [], [bad])]
+    chunked = guests.HTTP_BODY_RESPONSE  # takes the content-length away
+    filters = [envoy_config.wasm(chunked.name, chunked.path)]
+    listeners = [
+        envoy_config.listener("good", [], [good]),
+        envoy_config.listener("bad", [], [bad]),
+        envoy_config.listener("chunked", filters, [good]),
+    ]
     with envoy.running(envoy_config.bootstrap(listeners, []), tmp_path) as proxy:
         found = load.run(program, proxy.ports["good"], 4, 0.3)
         assert found.requests > 10
         assert 0 < found.p50_us <= found.p99_us
+
+        assert load.run(program, proxy.ports["chunked"], 4, 0.3).requests > 10
 
         with pytest.raises(load.LoadError, match="did not answer every request with 200"):
             load.run(program, proxy.ports["bad"], 4, 0.1)
