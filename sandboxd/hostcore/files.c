@@ -216,7 +216,8 @@ static u32 reserve(struct folder *folder, struct node *node, u32 len)
         return DQUOT;
     if (node->cap && node->cap >= len)
         return SUCCESS;
-    u32 cap = len < MIN_CAP ? MIN_CAP : len + len / 2;
+    u32 most = len > node->len ? len : node->len; /* what the configuration brought is copied whole */
+    u32 cap = most < MIN_CAP ? MIN_CAP : most + most / 2;
     u8 *data = heap_alloc(cap);
     if (!data)
         return NOSPC;

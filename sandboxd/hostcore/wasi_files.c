@@ -39,10 +39,13 @@ static u32 measure(u32 vectors, u32 count, u32 most, u32 *total)
     return SUCCESS;
 }
 
-/* Copies between the vectors, which `measure` has found good, and the bytes. */
-static void copy(u32 vectors, u8 *at, u32 len, bool to_guest)
+/*
+ * Copies between the vectors, which `measure` has found good, and the bytes. What is read may be written over the
+ * vectors themselves: each is checked again, and there are no more than there were.
+ */
+static void copy(u32 vectors, u32 count, u8 *at, u32 len, bool to_guest)
 {
-    for (; len; vectors += 8) {
+    for (; len && count; vectors += 8, count--) {
         u32 vector[2];
         guest_read(vectors, vector, sizeof vector);
         u32 part = vector[1] < len ? vector[1] : len;
@@ -67,7 +70,7 @@ static u32 read_at(const struct open_file *file, u32 vectors, u32 count, u64 off
         return error;
     if (!guest_write_u32(read_out, *len))
         return FAULT;
-    copy(vectors, file->node->data + (*len ? offset : 0), *len, true);
+    copy(vectors, count, file->node->data + (*len ? offset : 0), *len, true);
     return SUCCESS;
 }
 
@@ -111,7 +114,7 @@ static u32 write_at(const struct open_file *file, u32 vectors, u32 count, u64 of
     if (error)
         return error;
     if (*len) {
-        copy(vectors, file->node->data + offset, *len, false);
+        copy(vectors, count, file->node->data + offset, *len, false);
         node_end_write(file->node, (u32)offset, *len, message);
     }
     guest_write_u32(written_out, *len);
@@ -370,7 +373,9 @@ u32 EXPORT(fd_readdir)(u32 fd, u32 buffer, u32 buffer_len, u64 cookie, u32 used_
         return FAULT;
     if (!file || !file->node->is_folder)
         return NOTDIR;
-    const struct node *folder = file->node, *above = folder->parent && !file->preopened ? folder->parent : folder;
+    const struct node *folder = file->node, *above = folder;
+    if (folder->parent && !file->preopened && !folder->removed) /* else its parent may be gone as well */
+        above = folder->parent;
     struct listing listing = {buffer, buffer_len, cookie, true};
     if (cookie < ITSELF)
         list(&listing, ITSELF, folder, TEXT("."));

@@ -477,3 +477,40 @@ def test_files_during_initialisation_and_never_inside_the_allocator() -> None:
     module = guest({"memory_allocate": calls, "request_headers": [("proxy_get_property", "plugin_name", 64, 68)]})
     with Driver(module, folders=encode((RULES, DATA)), open_files=4) as vm, pytest.raises(GuestFailure):
         vm.request()
+
+
+def test_a_long_file_that_is_cut_stays_within_its_room() -> None:
+    """What the configuration brought is copied when it is changed first, and is longer than what is left of it."""
+    folder = Snapshot("/data", True, 1 << 16, 10, (Entry(b"old", b"X" * 4000),))
+    script = path_script(opened(R, "a", CREATE, READ | WRITE))
+    script.write(4, b"a" * 200)
+    script.text(b"b")
+    script.calls.append(opened(R, "b", CREATE, READ | WRITE))
+    script.write(5, b"b" * 200)
+    script.text(b"old")
+    # The room of the first file is free for what is left of the old one; the second one lies behind it.
+    script.calls += [("fd_close", 4), ("path_unlink_file", R, b"a"), opened(R, b"old", TRUNCATE, WRITE)]
+    script.calls.append(("fd_seek", 5, 0, 0, OUT_WORD))
+    script.read(5, 200)
+
+    ran, lines = said(script, folders=encode((folder,)))
+
+    assert not any(ran.errors), ran.errors
+    assert lines[-1] == b"b" * 200
+
+
+def test_what_is_read_over_the_vectors_ends_with_them() -> None:
+    """The file's bytes make the second vector an empty one; there is no third."""
+    folder = Snapshot("/data", False, 1 << 16, 10, (Entry(b"old", bytes(4000)),))
+    script = path_script(opened(R, "old"))
+    place = script.text(b"k" * 100)
+    second = script.text(b"") + 8
+    # The first vector points to the second one. What lies behind them looks like a third one.
+    vectors = script.text(io(second, 8) + io(BUFFER, 100) + io(place, 100))
+    assert vectors == second - 8
+    script.calls += [("fd_read", 4, vectors, 2, OUT_WORD), ("proxy_log", 2, place, 100)]
+
+    ran, lines = said(script, folders=encode((folder,)))
+
+    assert not any(ran.errors), ran.errors
+    assert lines == [b"k" * 100]
