@@ -10,7 +10,15 @@ OK, CANCELLED, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAIL
 
 _UNREACHED = "upstream connect error or disconnect/reset before headers. reset reason: "
 _OVERDUE = "upstream request timeout"
-_REASONS = {"connect": "remote connection failure", "reset": "connection termination", "protocol": "protocol error"}
+_RESET = "reset"
+_UNANSWERED = {
+    "connect": (503, "remote connection failure"),
+    "reset": (503, "connection termination"),
+    "protocol": (502, "protocol error"),
+}
+"""Failures before the response's headers: status and reason with which Envoy answers in the upstream's place."""
+_BROKEN_OFF = frozenset({"timeout", "cut"})
+"""Failures after them."""
 
 
 def http_failure(reason: str) -> control.CalloutReply:
@@ -18,19 +26,23 @@ def http_failure(reason: str) -> control.CalloutReply:
     return control.CalloutReply(http=control.HttpReply(failure=reason))
 
 
-def http_unreached(kind: str) -> control.CalloutReply:
-    """Return what Envoy answers in place of an upstream that cannot be reached: 503."""
-    return _local(503, _UNREACHED + _REASONS[kind])
+def http_failed(kind: str, text: str) -> control.CalloutReply:
+    """
+    Return what Envoy makes of a call without a whole response.
+
+    Args:
+        kind: of `CallFailedError`.
+        text: what to say of a kind that Envoy does not have.
+    """
+    if kind in _UNANSWERED:
+        status, reason = _UNANSWERED[kind]
+        return _local(status, _UNREACHED + reason)
+    return http_failure(_RESET if kind in _BROKEN_OFF else text)
 
 
 def http_overdue() -> control.CalloutReply:
-    """Return what Envoy answers in place of an upstream that is too slow: 504."""
+    """Return what Envoy answers in place of an upstream whose headers do not come in time: 504."""
     return _local(504, _OVERDUE)
-
-
-def speaks_for_upstream(kind: str) -> bool:
-    """Return whether a failure is answered as Envoy answers it in the upstream's place."""
-    return kind in _REASONS
 
 
 def _local(status: int, text: str) -> control.CalloutReply:

@@ -66,6 +66,9 @@ class GrpcUpstream:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", upstream.response_bytes),
             ("grpc.max_send_message_length", upstream.request_bytes),
+            # gRPC bounds a compressed message only when it is unpacked: of all tenants' memory that would be.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.per_message_decompression", 0),
             ("grpc.max_metadata_size", 16 * 1024),
             ("grpc.max_reconnect_backoff_ms", 5000),
         ]

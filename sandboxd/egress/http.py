@@ -97,35 +97,45 @@ class HttpUpstream:
             lease: pays for the response's body.
 
         Raises:
-            CallFailedError: there is none within the policy's bounds.
+            CallFailedError: there is none within the policy's bounds; of kind ``timeout`` if its headers came in time
+                and its end did not.
             AddressRefusedError: the upstream's name leads where it must not.
             BudgetSpentError: the tenant's calls hold too much.
-            TimeoutError: there is none within the time.
+            TimeoutError: its headers did not come in time.
         """
-        async with asyncio.timeout(request.timeout_ms / 1000):
-            for _ in range(self._upstream.retries):
-                try:
-                    return await self._once(request, lease)
-                except CallFailedError as error:
-                    if error.kind != "connect" and not (error.kind == "reset" and request.method in _REPEATABLE):
-                        raise
-            return await self._once(request, lease)
+        deadline = asyncio.get_running_loop().time() + request.timeout_ms / 1000
+        for _ in range(self._upstream.retries):
+            try:
+                return await self._once(request, lease, deadline)
+            except CallFailedError as error:
+                if error.kind != "connect" and not (error.kind == "reset" and request.method in _REPEATABLE):
+                    raise
+        return await self._once(request, lease, deadline)
 
-    async def _once(self, request: HttpRequest, lease: Lease) -> HttpResponse:
+    async def _once(self, request: HttpRequest, lease: Lease, deadline: float) -> HttpResponse:
+        async with asyncio.timeout_at(deadline):
+            response = await self._begin(request)
+        try:
+            async with asyncio.timeout_at(deadline), response:
+                return await self._read(response, lease)
+        except TimeoutError as error:
+            raise CallFailedError("timeout", "the response did not end in time") from error
+
+    async def _begin(self, request: HttpRequest) -> aiohttp.ClientResponse:
+        """Send a request and wait for the response's headers."""
         path, _, query = request.target.partition("?")
         url = self._origin.with_path(path, encoded=True)
         if query:
             url = URL(f"{url}?{query}", encoded=True)
         try:
-            async with self._session.request(
+            return await self._session.request(
                 request.method.value,
                 url,
                 headers=[*request.headers, ("Host", self._upstream.authority)],
                 data=request.body or None,
                 allow_redirects=False,
                 server_hostname=self._upstream.tls.sni or None,
-            ) as response:
-                return await self._read(response, lease)
+            )
         except AddressRefusedError:
             raise
         except aiohttp.ClientConnectorError as error:
@@ -153,7 +163,7 @@ class HttpUpstream:
         except BaseException as error:
             response.close()  # what is left of it must not come to the next call
             lease.give(len(body))
-            if isinstance(error, aiohttp.ClientError):
+            if isinstance(error, (aiohttp.ClientError, ValueError)):
                 raise CallFailedError("cut", "the response ended early") from error
             raise
         headers = [(b":status", b"%d" % response.status)]

@@ -40,9 +40,7 @@ async def _send(context: Context, found: Destination, request: HttpRequest) -> c
         return answers.http_overdue()
     except CallFailedError as error:
         context.count(found, f"failed.{error.kind}")
-        if answers.speaks_for_upstream(error.kind):
-            return answers.http_unreached(error.kind)
-        return answers.http_failure(str(error))
+        return answers.http_failed(error.kind, str(error))
     context.count(found, "answered")
     context.count(found, "response_bytes", len(response.body))
     headers = context.visible(found, response.headers)

@@ -71,5 +71,5 @@ def _inside(address: Address) -> Iterator[IPv4Address]:
         yield address.sixtofour
     if address.teredo is not None:
         yield from address.teredo
-    if address in _NAT64 or address in _COMPATIBLE or (int(address) >> 32) & 0xFFFFFFFF == 0x5EFE:
-        yield IPv4Address(int(address) & 0xFFFFFFFF)  # the last: ISATAP's interface id, ::0:5efe:a.b.c.d
+    if address in _NAT64 or address in _COMPATIBLE or (int(address) >> 32) & 0xFDFFFFFF == 0x5EFE:
+        yield IPv4Address(int(address) & 0xFFFFFFFF)  # the last: ISATAP's interface id, ::[02]00:5efe:a.b.c.d

@@ -320,6 +320,28 @@ async def test_a_slow_name_server_holds_up_nobody_else(known: upstream.Upstream)
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize(
+    ("path", "expected", "counter"),
+    [
+        ("/stuck", b"504", "failed.timeout"),
+        ("/reset", b"503", "failed.reset"),
+        ("/junk", b"502", "failed.protocol"),
+        ("/drip", "reset", "failed.timeout"),
+        ("/cut", "reset", "failed.cut"),
+    ],
+)
+async def test_a_failure_is_what_envoy_makes_of_it(
+    known: upstream.Upstream, path: str, expected: bytes | str, counter: str
+) -> None:
+    """Before the headers a status in the upstream's place, after them no response."""
+    async with broker.running() as peer:
+        peer.rules(1, "acme", {"p": upstream.policy(known, timeout="400ms")})
+        reply = await peer.http(http_call(path))
+        counters = await peer.counters()
+    assert (reply.failure or status(reply)) == expected
+    assert counters["acme/p"]["web"][counter] == 1
+
+
 def test_a_process_of_its_own_says_that_it_is_ready_and_ends_with_its_socket() -> None:
     with frames.Pair() as pair:
         fd = pair.theirs.fileno()

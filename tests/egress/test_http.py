@@ -132,8 +132,9 @@ async def test_a_redirect_to_the_metadata_service_is_an_answer() -> None:
 async def test_endless_responses_end(then: str) -> None:
     async with server(b"HTTP/1.1 200 OK\r\n\r\n", then=then) as (port, _):
         found = upstream(port, response_bytes=100_000, timeout_ms=400)
-        with pytest.raises(CallFailedError if then == "flood" else TimeoutError):
+        with pytest.raises(CallFailedError) as caught:
             await send(found, call())
+    assert caught.value.kind == ("response_bytes" if then == "flood" else "timeout")
 
 
 async def test_headers_without_end_end_at_once() -> None:
@@ -154,6 +155,32 @@ async def test_a_slow_head_ends_in_time() -> None:
     async with server(b"HTTP/1.1 200 OK\r\nx: ", then="drip") as (port, _):
         with pytest.raises(TimeoutError):
             await send(upstream(port, timeout_ms=300), call())
+
+
+async def test_one_time_is_for_headers_and_body_together() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.6)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await asyncio.sleep(60)
+
+    async with listening(serve) as port:
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(CallFailedError) as caught:
+            await send(upstream(port, timeout_ms=1000), call())
+    assert caught.value.kind == "timeout"
+    assert asyncio.get_running_loop().time() - started < 1.55  # not 600 and another 1000 ms
+
+
+async def test_who_gives_up_is_not_told_of_a_timeout() -> None:
+    """A cancelled call is cancelled, also in the middle of a body."""
+    async with server(b"HTTP/1.1 200 OK\r\n\r\n", then="drip") as (port, _):
+        task = asyncio.create_task(send(upstream(port, timeout_ms=20_000), call()))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 async def test_an_upgrade_is_no_response() -> None:

@@ -35,6 +35,7 @@ PAIRS = [
     ("2001:0:808:808::80ff:fffe", "protocol assignment", "2a00:0:808:808::80ff:fffe"),
     ("::127.0.0.1", "loopback inside an IPv6 form", "2a00::7f00:1"),
     ("2a00::5efe:10.0.0.1", "private inside an IPv6 form", "2a00::5efe:8.8.8.8"),
+    ("2a00::200:5efe:10.0.0.1", "private inside an IPv6 form", "2a00::200:5efe:8.8.8.8"),
 ]
 
 

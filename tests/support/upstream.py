@@ -4,7 +4,8 @@ Upstreams of callouts on loopback, honest and otherwise: HTTP and gRPC, in a thr
 What an HTTP path does: ``/ok`` answers, ``/echo`` repeats method and body size, ``/status/N`` answers N, ``/slow/MS``
 waits first, ``/big/N`` has a body of N bytes, ``/endless`` never ends, ``/drip`` sends a byte now and then,
 ``/headers`` answers with headers that hide something, ``/redirect`` points at a metadata service, ``/reset`` ends the
-connection, ``/stuck`` never says a word, ``/junk`` answers what is not HTTP.
+connection, ``/stuck`` never says a word, ``/junk`` answers what is not HTTP, ``/cut`` ends in the middle of
+a body.
 """
 
 from __future__ import annotations
@@ -120,7 +121,12 @@ async def _junk(writer: asyncio.StreamWriter) -> None:
     writer.write(b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n")
 
 
-_MISDEEDS = {"endless": _endless, "drip": _drip, "reset": _reset, "stuck": _stuck, "junk": _junk}
+async def _cut(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ncut short")
+    await writer.drain()
+
+
+_MISDEEDS = {"endless": _endless, "drip": _drip, "reset": _reset, "stuck": _stuck, "junk": _junk, "cut": _cut}
 
 
 class _Grpc(grpc.GenericRpcHandler):
