@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeAlias
 
@@ -17,8 +16,6 @@ from sandboxd.egress.grpc_calls import GrpcStream, grpc_call
 from sandboxd.egress.http_calls import http_call
 from sandboxd.egress.rules import DeniedError
 from sandboxd.protos import control_pb2 as control
-
-_log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = limits.MAX_CALLOUT_REQUEST_BYTES + 16 * limits.KIB
 """hostcore's limit, and room for the names around what it limits."""
@@ -129,15 +126,15 @@ class Call:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a callout of %s/%s failed", self._context.desk.name, self._context.plugin, exc_info=error)
+            self._context.failed(error)
         if self._task is task:
             self._end()
 
     async def _run(self, work: Work) -> None:
         try:
             reply = await work()
-        except Exception:
-            _log.exception("a callout of %s/%s failed", self._context.desk.name, self._context.plugin)
+        except Exception as error:
+            self._context.failed(error)
             reply = answers.lost("internal error")
         await self._say(reply, True)
 

@@ -62,6 +62,10 @@ class Context:
         self.desk.plugin(self.plugin).counters.denied(known, error.rule, error.detail, now_s)
         return f"denied by the policy: {error.rule}"
 
+    def failed(self, error: BaseException) -> None:
+        """Take note of a mistake of ours."""
+        self.desk.plugin(self.plugin).counters.failed(error, asyncio.get_running_loop().time())
+
     def visible(self, found: Destination, headers: list[Pair]) -> bytes:
         """Return response headers or metadata as pairs, without what the plugin must not see."""
         return encode(found.redactor.view(headers, Section.RESPONSE_HEADERS))

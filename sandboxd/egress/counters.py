@@ -29,6 +29,7 @@ class PluginCounters:
         self.plugin = plugin
         self.upstreams: dict[str, Counter[str]] = {}
         self._throttle = Throttle(per_second=1, burst=5)
+        self._mistakes = Throttle(per_second=0.1, burst=3)
         self._unsaid = 0
 
     def count(self, upstream: str, what: str, amount: int = 1) -> None:
@@ -60,6 +61,18 @@ class PluginCounters:
             one_line(detail, _DETAIL_BYTES),
             more,
         )
+
+    def failed(self, error: BaseException, now_s: float) -> None:
+        """
+        Count a callout that failed by a mistake of ours, and say where, as far as that is bearable.
+
+        Args:
+            error: the mistake, which a plugin may be able to repeat as often as it likes.
+            now_s: a clock that never goes back.
+        """
+        self.count(_UNKNOWN, "failed.internal")
+        if self._mistakes.admits(now_s):
+            _log.error("tenant %s: plugin %s: a callout failed", self.tenant, self.plugin, exc_info=error)
 
 
 class Counters:

@@ -8,6 +8,7 @@ guard has seen. Redirects are answers like any other; proxies, cookies and decom
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import aiohttp
@@ -27,7 +28,7 @@ KEPT_S = 15.0
 _CHUNK_BYTES = 64 * 1024
 _REPEATABLE = frozenset({Method.GET, Method.HEAD, Method.OPTIONS, Method.PUT, Method.DELETE})
 _OF_THE_CONNECTION = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 
 
@@ -166,14 +167,17 @@ class HttpUpstream:
             if isinstance(error, (aiohttp.ClientError, ValueError)):
                 raise CallFailedError("cut", "the response ended early") from error
             raise
-        headers = [(b":status", b"%d" % response.status)]
-        headers += [
-            (name.lower(), value)
-            for name, value in response.raw_headers
-            if name.lower().decode("latin-1") not in _OF_THE_CONNECTION
-        ]
+        headers = [(b":status", b"%d" % response.status), *_end_to_end(response.raw_headers)]
         return HttpResponse(headers, bytes(body))
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+
+def _end_to_end(headers: Iterable[Pair]) -> list[Pair]:
+    """Return headers, their names in lower case, without those that are for this connection alone (RFC 9110, 7.6.1)."""
+    found = [(name.lower(), value) for name, value in headers]
+    named = b",".join(value for name, value in found if name == b"connection").lower().split(b",")
+    left_out = _OF_THE_CONNECTION.union(name.strip(b" \t") for name in named)
+    return [(name, value) for name, value in found if name not in left_out]

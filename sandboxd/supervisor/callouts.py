@@ -61,6 +61,12 @@ class Rules:
         )
 
 
+def lost_answer(call_id: int, reason: str) -> control.ToWorker:
+    """Return what ends a worker's callout that nothing else will answer."""
+    reply = control.CalloutReply(lost=control.CalloutLost(reason=reason))
+    return control.ToWorker(callout_answer=control.CalloutAnswer(call_id=call_id, data=reply.SerializeToString()))
+
+
 class Broker(Protocol):
     """Where requests go."""
 
@@ -183,9 +189,7 @@ class CalloutRoute:
         self._of_vm[key[0]] -= 1
 
     def _lose(self, key: tuple[int, int], reason: str) -> None:
-        reply = control.CalloutReply(lost=control.CalloutLost(reason=reason))
-        piece = control.CalloutAnswer(call_id=key[1], data=reply.SerializeToString())
-        self._to_worker(control.ToWorker(callout_answer=piece))
+        self._to_worker(lost_answer(key[1], reason))
 
     def _report(self) -> None:
         if self._unreported < ACK_BYTES or self._timer is not None or self._closed:

@@ -118,6 +118,10 @@ class Deployment:
             prepared, self.worker, plugin_ids=self._plugin_ids, redaction_key=redaction_key, egress=egress, store=store
         )
 
+    def store_counts(self) -> dict[str, int] | None:
+        """As `WorkerRequests.store_counts`."""
+        return self._requests.store_counts()
+
     # --- life ---
 
     async def start(self) -> None:

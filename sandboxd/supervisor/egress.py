@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from sandboxd.limits import MIB
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import exits, frames
 from sandboxd.supervisor.backoff import Backoff
 from sandboxd.supervisor.callouts import CalloutRoute, Rules
+from sandboxd.supervisor.egress_counters import EgressCounters, read_counters
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.supervisor.zygote import Zygote
@@ -34,6 +36,8 @@ STATUS_TIMEOUT_S = 30.0
 """A broker whose loop is silent for so long is replaced."""
 FRAMES_PER_TURN = 64
 CONGESTED_FRAMES = 512
+MAX_STATUS_BYTES = 16 * MIB
+"""Of its counters."""
 SOCKET_BYTES = 4 * MIB
 """What the kernel may hold of either direction, as far as it lets us."""
 
@@ -56,8 +60,10 @@ class Egress:
         self._denied: Counter[str] = Counter()
         """Callouts of plugins without any upstream, which the broker never hears of."""
         self._throttle = Throttle(per_second=1, burst=5)
-        self.counters: dict[str, dict[str, dict[str, int]]] = {}
-        """By plugin (``tenant/plugin``) and upstream; those of brokers that died are lost."""
+        self.counters: EgressCounters = {}
+        """Those of brokers that died are lost."""
+        self._asked: deque[_Link] = deque()
+        """Brokers that the zygote has been asked for and has not told the process of; it answers in order."""
 
     @property
     def pid(self) -> int:
@@ -135,6 +141,7 @@ class Egress:
             self._link = link = _Link(self)
             with link.theirs:
                 self._zygote.ask(EGRESS_INDEX, link.theirs)
+            self._asked.append(link)
         except OSError as error:
             _log.critical("the egress broker cannot be forked: %s", error)
             self.ended("was not forked")
@@ -143,12 +150,14 @@ class Egress:
             route.announce()
 
     def forked(self, pid: int) -> None:
-        """The zygote has forked it."""
-        if self._link is not None:
-            self._link.pid = pid
+        """The zygote has forked one; the socket of which may have ended meanwhile."""
+        if self._asked:
+            self._asked.popleft().forked(pid)
 
     def exited(self, pid: int, status: int) -> None:
-        """The zygote has seen its end."""
+        """The zygote has seen the end of one, which may have been replaced already."""
+        if self._link is not None and self._link.pid == pid:
+            self._link.exited()
         if not self._stopping:
             _log.error("the egress broker (pid %d) %s", pid, exits.sentence(status))
 
@@ -162,8 +171,8 @@ class Egress:
         """Its control socket ended, or shall: start another one."""
         link, self._link = self._link, None
         if link is not None:
-            link.close()
             link.kill()
+            link.close()
         for route in list(self._routes.values()):
             route.broker_lost()
         if self._stopping or self._timer is not None:
@@ -181,6 +190,8 @@ class _Link:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self.pid = 0
+        self._process: int | None = None
+        """A pidfd: the number may be another process's as soon as the zygote has seen the end of this one."""
         self._number = 0
         self._text = ""
         self._last_word_s = self._loop.time()
@@ -207,16 +218,36 @@ class _Link:
 
     def close(self) -> None:
         self._timer.cancel()
+        self._let_go()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
             self._outbox.close()
             self._socket.close()
 
+    def forked(self, pid: int) -> None:
+        """It is this process."""
+        self.pid = pid
+        with contextlib.suppress(OSError):  # its end is already on its way to us
+            self._process = os.pidfd_open(pid)
+        if self._socket.fileno() < 0:
+            self.kill()
+            self._let_go()
+
+    def exited(self) -> None:
+        """There is no process any more."""
+        self.pid = 0
+        self._let_go()
+
     def kill(self) -> None:
         """It may have closed its socket without dying."""
-        if self.pid:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
+    def _let_go(self) -> None:
+        if self._process is not None:
+            os.close(self._process)
+            self._process = None
 
     def _end(self, why: str) -> None:
         if self._socket.fileno() >= 0:
@@ -236,13 +267,17 @@ class _Link:
                 data = frames.receive_plain(self._socket)
             except BlockingIOError:
                 return
-            except OSError:
+            except (OSError, frames.FrameTooLongError):
                 data = b""
             if not data:
                 self._end("is gone")
                 return
             self._last_word_s = self._loop.time()
-            self._handle(control.FromEgress.FromString(data))
+            try:
+                self._handle(control.FromEgress.FromString(data))
+            except (DecodeError, ValueError, RecursionError) as error:  # it reads what strangers send
+                self._end(f"sent what cannot be read ({type(error).__name__})")
+                return
             if self._socket.fileno() < 0:
                 return
 
@@ -252,7 +287,9 @@ class _Link:
                 self._owner.answer(frame.answer)
             case "status":
                 self._text += frame.status.counters_json
+                if len(self._text) > MAX_STATUS_BYTES:
+                    raise ValueError("counters without end")
                 if not frame.status.more:
-                    self._owner.counters, self._text = json.loads(self._text), ""
+                    self._owner.counters, self._text = read_counters(self._text), ""
             case "ready":
                 _log.info("the egress broker (pid %d) is ready", self.pid)

@@ -75,9 +75,9 @@ def _scan(  # noqa: PLR0917 - it calls itself
         if path.count(b"/") >= MAX_DEPTH or len(path) > MAX_PATH_BYTES:
             skipped.append(os.fsdecode(path))
             continue
-        facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
         opened = -1
         try:
+            facts = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if stat.S_ISDIR(facts.st_mode):
                 opened = os.open(name, _FOLDER_FLAGS, dir_fd=fd)
             elif stat.S_ISREG(facts.st_mode):

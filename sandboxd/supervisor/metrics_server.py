@@ -121,7 +121,12 @@ class _Server(socketserver.TCPServer):
         if full:
             self.shutdown_request(request)
             return
-        threading.Thread(target=self._serve, args=(request, client_address), name="scrape", daemon=True).start()
+        thread = threading.Thread(target=self._serve, args=(request, client_address), name="scrape", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads
+            _log.warning("a connection to the metrics is closed: %s", error)
+            self._forget(request)
 
     def _serve(self, request: socket.socket, client_address: Any) -> None:
         try:
@@ -129,9 +134,12 @@ class _Server(socketserver.TCPServer):
         except OSError as error:  # the peer left, or its time was over
             _log.debug("a connection to the metrics ended: %s", error)
         finally:
-            with self._lock:
-                self._open.pop(request, None)
-            self.shutdown_request(request)
+            self._forget(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        self.shutdown_request(request)
 
     def service_actions(self) -> None:
         """Called every `_LOOK_S`: end the connections whose time is over."""

@@ -37,7 +37,9 @@ def own_families(status: Json, events: Counts) -> list[Family]:
         *_tenants(status["tenants"]),
         *_workers(status["tenants"]),
         *_shared(status["tenants"]),
+        *_stores(status["tenants"]),
         *_plugins(status["tenants"]),
+        *_folders(status["tenants"]),
         *_events(events),
     ]
 
@@ -147,6 +149,30 @@ def _shared(tenants: list[Json]) -> list[Family]:
             family.add(tenant["shared"][key], tenant=tenant["tenant"])
         families.append(family)
     return families
+
+
+def _stores(tenants: list[Json]) -> list[Family]:
+    asked = Family("sandboxd_shared_store_asked_total", _COUNTER, "Questions that went to shared.backend.")
+    failed = Family("sandboxd_shared_store_failed_total", _COUNTER, "Questions that shared.backend did not answer.")
+    for tenant in tenants:
+        if (store := tenant["shared_store"]) is not None:
+            asked.add(store["asked"], tenant=tenant["tenant"])
+            failed.add(store["failed"], tenant=tenant["tenant"])
+    return [asked, failed]
+
+
+def _folders(tenants: list[Json]) -> list[Family]:
+    refused = Family(
+        "sandboxd_folder_refused_total", _COUNTER, "Changes in a folder that were not made: over a quota, or not there."
+    )
+    failed = Family("sandboxd_folder_failed_total", _COUNTER, "Changes in a folder that the disk did not take.")
+    for tenant in tenants:
+        for plugin in tenant["plugins"]:
+            for folder in plugin["folders"]:
+                names = {"tenant": tenant["tenant"], "plugin": plugin["plugin"], "folder": folder["name"]}
+                refused.add(folder["refused"], **names)
+                failed.add(folder["failed"], **names)
+    return [refused, failed]
 
 
 def _plugins(tenants: list[Json]) -> list[Family]:

@@ -21,6 +21,7 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
 from sandboxd.supervisor.callouts import CalloutPiece
 from sandboxd.supervisor.exits import Exit, ExitCause
+from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.supervisor.worker_protocol import Event, VmState, VmView, WorkerView
@@ -43,6 +44,10 @@ CALLOUTS_BURST = 4000
 """Of callouts a worker may ask as fast as it likes: it is read no faster than this, in pieces of 16 KiB."""
 CALLOUT_UNIT_BYTES = 16 * 1024
 CONGESTION_PAUSE_S = 0.005
+CHANGES_SHARE = 10
+"""At most one part in so many of the supervisor's time goes into the changes that a worker makes to its folders."""
+LONGEST_PAUSE_S = 2.0
+"""A worker that is not read cannot answer its pings either."""
 SLOW_READER_FRAMES = 256
 """A worker that has so much to read gets one callout in, each pause."""
 STDERR_TAIL_BYTES = 4096
@@ -213,16 +218,8 @@ class WorkerProcess:
                 if not data:
                     self._end_of_socket()
                     return
-                event = self.view.feed(data)
-                if isinstance(event, CalloutPiece):
-                    self._handle(event)
-                    if self._paused(len(data)):
-                        return
-                elif isinstance(event, worker_protocol.SharedAsk):  # as fast as it is answered, and no faster
-                    self._handle(event)
-                else:
-                    self._spend_allowance()
-                    self._handle(event)
+                if self._hear(self.view.feed(data), len(data)):
+                    return
             except BlockingIOError:
                 return
             except (WorkerError, frames.FrameTooLongError) as error:
@@ -235,6 +232,19 @@ class WorkerProcess:
                 return
             if self._socket.fileno() < 0:
                 return
+
+    def _hear(self, event: Event, size: int) -> bool:
+        """Deal with an event; return True if the worker is not read for a while."""
+        if isinstance(event, CalloutPiece):
+            self._handle(event)
+            return self._paused(size)
+        if not isinstance(event, worker_protocol.SharedAsk):  # those come as fast as they are answered, and no faster
+            self._spend_allowance()
+        began_s = self._loop.time()
+        self._handle(event)
+        if isinstance(event, FileChanges):
+            return self._pauses(min(CHANGES_SHARE * (self._loop.time() - began_s), LONGEST_PAUSE_S))
+        return False
 
     def _end_of_socket(self) -> None:
         self._close_socket()
@@ -255,6 +265,9 @@ class WorkerProcess:
         wait_s = self._callouts.spend(1 + size / CALLOUT_UNIT_BYTES, self._loop.time())
         if self.congested() or len(self._outbox) > SLOW_READER_FRAMES:
             wait_s = max(wait_s, CONGESTION_PAUSE_S)
+        return self._pauses(wait_s)
+
+    def _pauses(self, wait_s: float) -> bool:
         if not wait_s or self._socket.fileno() < 0 or self.exited:
             return False
         self._loop.remove_reader(self._socket)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
-from typing import Any, Final, cast
+from typing import Final
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -34,6 +33,15 @@ if now ~= 0 and asked ~= 0 and now ~= asked then return {8, now} end
 local fresh = now % 4294967295 + 1
 redis.call('HSET', KEYS[1], 'v', ARGV[1], 'c', fresh)
 return {0, fresh}
+"""
+
+# Whoever has put something else there, the supervisor does not take more of it than it can use.
+_GET_SCRIPT: Final = """
+local longest = tonumber(ARGV[1])
+if redis.call('HSTRLEN', KEYS[1], 'v') > longest or redis.call('HSTRLEN', KEYS[1], 'c') > 20 then
+  return {false, false}
+end
+return redis.call('HMGET', KEYS[1], 'v', 'c')
 """
 
 
@@ -59,6 +67,7 @@ class RemoteStore:
             max_connections=64,
             retry=Retry(NoBackoff(), 1),  # of a connection that the server has closed meanwhile
         )
+        self._get = self._client.register_script(_GET_SCRIPT)
         self._set = self._client.register_script(_SET_SCRIPT)
         self._away_until_s = 0.0
         self._is_away = False
@@ -79,7 +88,8 @@ class RemoteStore:
                 found = await (
                     self._read(place) if question.kind == GET else self._write(place, question.value, question.cas)
                 )
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, ValueError, TypeError, RecursionError) as error:
+            # The last three: an answer of another form than ours, that somebody else has put there.
             self._gone(error)
             return answer(INTERNAL_FAILURE)
         if self._is_away:
@@ -88,8 +98,7 @@ class RemoteStore:
         return found
 
     async def _read(self, place: bytes) -> bytes:
-        reply = await cast("Awaitable[list[Any]]", self._client.hmget(place, ["v", "c"]))
-        value, cas = reply
+        value, cas = await self._get(keys=[place], args=[MAX_VALUE_BYTES])
         if value is None or cas is None or len(value) > MAX_VALUE_BYTES:
             return answer(NOT_FOUND)
         return answer(OK, int(cas), bytes(value))

@@ -50,6 +50,8 @@ class ServiceHost(Protocol):
 
 @dataclass(slots=True)
 class _Service:
+    key: str
+    """``tenant/plugin``."""
     channel_id: int
     client: VmClient
     limits: PluginLimits
@@ -143,7 +145,8 @@ class ServiceChannels:
         except ChannelBroken:
             own.close()
             raise
-        self._services[attach.channel_id] = _Service(attach.channel_id, client, asked, tuple(attach.imports), counters)
+        imports = tuple(attach.imports)
+        self._services[attach.channel_id] = _Service(key, attach.channel_id, client, asked, imports, counters)
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_S, self._look)
 
@@ -159,15 +162,24 @@ class ServiceChannels:
 
     def _look(self) -> None:
         began_s = self._loop.time()
-        for service in list(self._services.values()):
-            self._look_at(service)
-        spent_s = self._loop.time() - began_s
-        self._timer = self._loop.call_later(max(LOOK_S, SHARE * spent_s), self._look)
+        try:
+            for service in list(self._services.values()):
+                self._look_at(service)
+        finally:  # all tenants' services hang on it
+            spent_s = self._loop.time() - began_s
+            self._timer = self._loop.call_later(max(LOOK_S, SHARE * spent_s), self._look)
 
     def _look_at(self, service: _Service) -> None:
         try:
             service.look()
         except ChannelBroken as error:
-            service.is_broken = True
-            service.counters.count("channel_broken")
-            self._loop.call_soon(self._host.channel_broken, service.channel_id, str(error))
+            self._broken(service, str(error))
+        except Exception as error:
+            # A mistake of ours that this VM has found: it must not be the other services' trouble.
+            _log.exception("service %s: its channel cannot be read", service.key)
+            self._broken(service, f"channel cannot be read ({type(error).__name__})")
+
+    def _broken(self, service: _Service, reason: str) -> None:
+        service.is_broken = True
+        service.counters.count("channel_broken")
+        self._loop.call_soon(self._host.channel_broken, service.channel_id, reason)

@@ -12,6 +12,7 @@ from sandboxd.jail.jailer import Jailer, WorkerWishes
 from sandboxd.supervisor.cgroups import usage_status
 from sandboxd.supervisor.crash_reports import subject_of
 from sandboxd.supervisor.deployment import Deployment
+from sandboxd.supervisor.folders import Mount
 from sandboxd.supervisor.front_totals import read
 from sandboxd.supervisor.fronts import Front, Fronts
 from sandboxd.supervisor.ledger import Ledger, Subject
@@ -89,6 +90,7 @@ def _tenant(tenant: Tenant, ledger: Ledger, now_s: float) -> Json:
         "restarts": tenant.restarts,
         "draining_workers": [draining.worker.pid for draining in tenant.draining],
         "shared": _shared(tenant),
+        "shared_store": deployment.store_counts() if deployment else None,
         "worker": _worker(deployment, now_s) if deployment else None,
         "plugins": _plugins(deployment, ledger) if deployment else [],
     }
@@ -137,9 +139,14 @@ def _plugin(deployment: Deployment, ledger: Ledger, name: str) -> Json:
         "abi": prepared.manifest.abi.text if prepared else "",
         "problem": deployment.problems.get(name, ""),
         "load_ms": round(deployment.load_ns.get(name, 0) / 1e6, 2),
+        "folders": [_folder(mount) for mount in prepared.folders] if prepared else [],
         "vms": [_vm(deployment, vm) for vm in vms],
         **_crashes(ledger, subject_of(deployment.tenant, policy) if policy else None),
     }
+
+
+def _folder(mount: Mount) -> Json:
+    return {"name": mount.policy.name, "refused": mount.folder.refused, "failed": mount.folder.failed}
 
 
 def _vm(deployment: Deployment, vm: Vm) -> Json:

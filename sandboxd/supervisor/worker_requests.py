@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sandboxd.errors import WorkerError
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor.callouts import CalloutPiece, CalloutRoute, Rules
+from sandboxd.supervisor.callouts import CalloutPiece, CalloutRoute, Rules, lost_answer
 from sandboxd.supervisor.egress import Egress
 from sandboxd.supervisor.exits import ExitCause
 from sandboxd.supervisor.folders import FileChanges, apply_changes
@@ -90,6 +90,10 @@ class WorkerRequests:
         if self._route is not None:
             self._route.vm_gone(vm_id)
 
+    def store_counts(self) -> dict[str, int] | None:
+        """Return how many questions the store was asked and did not answer; None: there is no store."""
+        return None if self._store is None else {"asked": self._store.asked, "failed": self._store.failed}
+
     def close(self) -> None:
         """The worker is gone."""
         if self._store is not None:
@@ -104,8 +108,11 @@ class WorkerRequests:
             return
         if self._route is not None:
             self._route.take(piece, plugin, self._plugin(plugin).policy.callouts.concurrency)
-        elif self._egress is not None:
+            return
+        if self._egress is not None:
             self._egress.denied(self._prepared.policy.tenant, plugin)
+        if not piece.more:  # the worker keeps every call until it is answered
+            self._worker.send(lost_answer(piece.call_id, "denied by the policy: upstreams"))
 
     def shared_data(self, asked: SharedAsk) -> None:
         """Have the store answer."""

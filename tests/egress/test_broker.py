@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sandboxd.channel.pairs import decode
+from sandboxd.egress import calls
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames
 from tests.support import broker, upstream
@@ -276,6 +277,26 @@ async def test_a_call_of_a_worker_that_nobody_announced_is_dropped(known: upstre
         with pytest.raises(TimeoutError):
             await peer.reply(key, 0.3)
         assert status(await peer.http(http_call())) == b"200"
+
+
+async def test_a_mistake_of_ours_is_answered_and_fills_no_log(
+    known: upstream.Upstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plugin that has found one can repeat it all day."""
+
+    async def mistake(*_: object) -> control.CalloutReply:
+        raise IndexError("nobody has thought of this")
+
+    monkeypatch.setattr(calls, "http_call", mistake)
+    async with broker.running() as peer:
+        peer.rules(1, "acme", {"p": upstream.policy(known)})
+        for _ in range(20):
+            reply = await peer.reply(peer.begin(control.CalloutRequest(http_call=http_call())))
+            assert reply is not None
+            assert reply.lost.reason == "internal error"
+    said = [record for record in caplog.records if "a callout failed" in record.getMessage()]
+    assert 1 <= len(said) <= 4
+    assert said[0].exc_info is not None
 
 
 # --- names ---

@@ -113,6 +113,23 @@ async def test_a_response_comes_whole_and_host_is_the_policys() -> None:
     assert heard[0].startswith(b"GET /v1/x HTTP/1.1\r\n")
 
 
+async def test_headers_of_the_connection_do_not_come() -> None:
+    """Neither those that always are, nor those that the response names."""
+    lines = [
+        b"HTTP/1.1 200 OK",
+        b"X-Hop: 1",
+        b"Connection: close, x-HOP ,,",
+        b"connection:\tX-Other",
+        b"Keep-Alive: timeout=5",
+        b"x-other: 2",
+        b"x-hop-by-hop: stays",
+        b"content-length: 0",
+    ]
+    async with server(b"\r\n".join([*lines, b"", b""])) as (port, _):
+        response = await send(upstream(port), call())
+    assert response.headers == [(b":status", b"200"), (b"x-hop-by-hop", b"stays"), (b"content-length", b"0")]
+
+
 async def test_loopback_is_refused_without_leave() -> None:
     async with server(OK) as (port, heard):
         with pytest.raises(AddressRefusedError, match="loopback"):

@@ -115,6 +115,20 @@ def test_a_vm_that_starts_again_has_what_was_written(daemon: FakeDaemon, module:
     assert run(daemon, "read /data/state") == ["42"]
 
 
+def test_what_a_disk_does_not_take_is_counted(daemon: FakeDaemon) -> None:
+    """Its folder is taken away; the plugin, which writes into a copy, hears nothing of it."""
+    (plugin,) = daemon.tenant("alpha")["plugins"]
+    assert sorted(folder["name"] for folder in plugin["folders"]) == ["/data", "/rules"]
+    assert not any(folder["refused"] or folder["failed"] for folder in plugin["folders"])
+    (daemon.directory / "data").rename(daemon.directory / "elsewhere")
+    assert run(daemon, "write /data/a hello") == ["written"]
+
+    def failed() -> list[int]:
+        return [folder["failed"] for folder in daemon.tenant("alpha")["plugins"][0]["folders"]]
+
+    wait_for(lambda: sum(failed()) > 0, 5, "it is counted")
+
+
 def test_a_folder_that_is_not_there_is_a_clear_error(short_path: Path, artefact_cache: Path) -> None:
     """The plugin does not run, and the status says why."""
     policies = {"a": policy_text("alpha", RUST, more=f"wasi: {{folders: {{/x: {{path: {short_path}/none}}}}}}")}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import egress as egress_module
 from sandboxd.supervisor import frames
 from sandboxd.supervisor.callouts import CalloutPiece, Rules
 from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
@@ -135,3 +140,108 @@ async def test_counters_come_in_pieces_and_those_of_plugins_without_upstreams_be
     }
     egress.close()
     end.close()
+
+
+BAD_COUNTERS = {
+    "no json": "}",
+    "deep": "[" * 30_000,
+    "long": '{"a": "' + "x" * 40_000,
+    "list": "[]",
+    "flat": '{"a/p": 1}',
+    "shallow": '{"a/p": {"web": 1}}',
+    "text": '{"a/p": {"web": {"calls": "1"}}}',
+    "truth": '{"a/p": {"web": {"calls": true}}}',
+    "fraction": '{"a/p": {"web": {"calls": NaN}}}',
+    "negative": '{"a/p": {"web": {"calls": -1}}}',
+    "large": '{"a/p": {"web": {"calls": 9223372036854775808}}}',
+    "huge": '{"a/p": {"web": {"calls": %s}}}' % ("9" * 5_000),
+    "deeper": '{"a/p": {"web": {"calls": {}}}}',
+}
+
+
+@pytest.mark.parametrize("text", BAD_COUNTERS.values(), ids=BAD_COUNTERS)
+async def test_one_whose_counters_cannot_be_read_is_replaced(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The broker reads what strangers send: what has become of it must not become the supervisor's trouble."""
+    monkeypatch.setattr(egress_module, "MAX_STATUS_BYTES", 32_000)
+    zygote = FakeZygote()
+    egress = Egress(zygote)  # type: ignore[arg-type]
+    egress.open(rules("a"), ignore, lambda: 0)
+    status = control.EgressStatus(number=1, counters_json=text, more=text.endswith("x"))
+    zygote.asked[0].send(control.FromEgress(status=status).SerializeToString())
+    await until(lambda: len(zygote.asked) == 2)
+    zygote.asked[1].send(b"\xff")
+    await until(lambda: len(zygote.asked) == 3)
+    assert egress.restarts == 2
+    egress.close()
+    for end in zygote.asked:
+        end.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two that wait, as brokers that do not hear that their sockets have ended."""
+    found = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    yield found
+    for process in found:
+        process.kill()
+        process.wait()
+
+
+async def test_a_broker_that_ends_its_socket_is_killed(processes: list[subprocess.Popen[bytes]]) -> None:
+    zygote = FakeZygote()
+    egress = Egress(zygote)  # type: ignore[arg-type]
+    egress.open(rules("a"), ignore, lambda: 0)
+    egress.forked(processes[0].pid)
+    assert egress.pid == processes[0].pid
+    zygote.asked[0].close()
+    await until(lambda: processes[0].poll() is not None)
+    assert processes[0].returncode == -signal.SIGKILL
+    egress.close()
+
+
+async def test_one_that_the_zygote_tells_of_late_is_not_taken_for_the_next(
+    processes: list[subprocess.Popen[bytes]],
+) -> None:
+    """Its socket has ended before: it is killed, and the next one goes on under its own number."""
+    zygote = FakeZygote()
+    egress = Egress(zygote)  # type: ignore[arg-type]
+    egress.open(rules("a"), ignore, lambda: 0)
+    zygote.asked[0].close()
+    await until(lambda: len(zygote.asked) == 2)
+    egress.forked(processes[0].pid)
+    assert egress.pid == 0
+    egress.forked(processes[1].pid)
+    assert processes[0].wait(5) == -signal.SIGKILL
+    egress.exited(processes[0].pid, -signal.SIGKILL)
+    assert egress.pid == processes[1].pid
+    assert processes[1].poll() is None
+    egress.close()
+    zygote.asked[1].close()
+
+
+async def test_a_process_that_has_ended_is_not_killed_by_its_number(
+    processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number may be somebody else's by then."""
+    zygote = FakeZygote()
+    egress = Egress(zygote)  # type: ignore[arg-type]
+    egress.open(rules("a"), ignore, lambda: 0)
+    egress.forked(processes[0].pid)
+    egress.exited(processes[1].pid, 0)
+    assert egress.pid == processes[0].pid
+    processes[0].terminate()
+    processes[0].wait()  # as the zygote does, before it tells
+    killed: list[object] = []
+    monkeypatch.setattr(os, "kill", lambda *who: killed.append(who))
+    zygote.asked[0].close()
+    await until(lambda: len(zygote.asked) == 2)
+    egress.forked(processes[1].pid)
+    egress.exited(processes[1].pid, 0)
+    assert egress.pid == 0
+    zygote.asked[1].close()
+    await until(lambda: len(zygote.asked) == 3)
+    assert killed == []
+    assert processes[1].poll() is None
+    monkeypatch.undo()
+    egress.close()
+    zygote.asked[2].close()

@@ -13,22 +13,16 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import FolderError, WorkerError
-from sandboxd.policy.folders import Access, FolderPolicy
+from sandboxd.policy.folders import Access
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import folder_disk, folders
 from sandboxd.supervisor.folder_disk import Change
-from sandboxd.supervisor.folders import Folder, Mount, apply_changes, open_folders, read_changes
+from sandboxd.supervisor.folders import Folder, apply_changes, open_folders, read_changes
 from sandboxd.supervisor.worker_protocol import VmView, WorkerView
 from sandboxd.vm.folder_blob import ChangeKind, Entry
+from tests.support.folders import do, mounted, paths, policy
 
 K = ChangeKind
-
-
-def policy(path: Path, **more: object) -> FolderPolicy:
-    """A folder that may be written, with small quotas."""
-    return FolderPolicy(
-        **{"name": "/d", "path": path, "access": Access.WRITE, "max_bytes": 100, "max_files": 5, **more}
-    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -39,24 +33,6 @@ def root(tmp_path: Path) -> Path:
     (place / "list").write_bytes(b"one")
     (place / "sub/x").write_bytes(b"deep")
     return place
-
-
-def mounted(path: Path, **more: object) -> Mount:
-    """The folder, read."""
-    (mount,) = open_folders([policy(path, **more)])
-    return mount
-
-
-def paths(mount: Mount) -> dict[bytes, bytes | None]:
-    """What a VM would get."""
-    return {entry.path: entry.data for entry in mount.folder.snapshot(mount.policy).entries}
-
-
-def do(mount: Mount, kind: ChangeKind, path: bytes, other: bytes = b"", size: int = 0) -> str:
-    """Make a change, and wait for the disk."""
-    problem = mount.folder.apply(Change(kind, path, other, size), mount.policy)
-    mount.folder.flush()
-    return problem
 
 
 def test_a_vm_gets_what_lies_there(root: Path) -> None:
@@ -405,3 +381,11 @@ def test_entries_are_frozen() -> None:
     """A snapshot does not change with what comes later."""
     assert isinstance(Folder(Path("/nonexistent")).snapshot(policy(Path("/"))).entries, tuple)
     assert Entry(b"a", b"") == Entry(b"a", b"")
+
+
+def test_changes_of_one_frame_are_bounded() -> None:
+    change = control.FileChange(kind=ChangeKind.UNLINK, path=b"a")
+    most = folders.MAX_CHANGES
+    assert len(read_changes(control.FileChanges(vm_id=1, changes=[change] * most), 1).changes) == most
+    with pytest.raises(WorkerError, match="at once"):
+        read_changes(control.FileChanges(vm_id=1, changes=[change] * (most + 1)), 1)

@@ -138,3 +138,22 @@ def test_a_socket_that_cannot_be_had(path: Path) -> None:
         running(path)
     with pytest.raises(ConfigError, match="cannot listen"):
         running(path.parent / "absent" / "metrics.sock")
+
+
+def test_a_connection_that_gets_no_thread_leaves_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All places have been lost once; then there are threads again."""
+    server = running(path)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "scrape":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    try:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert [ask(path, b"") for _ in range(MAX_CONNECTIONS)] == [b""] * MAX_CONNECTIONS
+        monkeypatch.undo()
+        assert ask(path, GET).endswith(BODY)
+    finally:
+        server.stop()

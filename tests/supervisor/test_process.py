@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import weakref
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import launch, process
 from sandboxd.supervisor.exits import Exit
+from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
 from sandboxd.supervisor.worker_protocol import Event, Ready, VmView
@@ -216,3 +219,26 @@ async def test_stops_in_peace_or_not(
     worker.stop()
 
     assert end in (await asyncio.wait_for(gone, 5)).sentence
+
+
+async def test_changes_of_folders_get_a_share_of_the_time(play: Callable[[str], None]) -> None:
+    """However much the supervisor has to do for each: the others of its loop have the rest."""
+    play(READY + "\nfor _ in range(20): say(file_changes=control.FileChanges(vm_id=1))\ntime.sleep(60)")
+    handled: list[float] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, FileChanges):
+            handled.append(time.monotonic())
+            time.sleep(0.02)
+
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    worker = WorkerProcess(WorkerSpec("t"), on_event, gone.set_result)
+    worker.view.vms[1] = VmView(1)
+    async with asyncio.timeout(20):
+        while len(handled) < 4:
+            await asyncio.sleep(0.01)
+    worker.kill("has shown it")
+    await gone
+
+    pauses = [after - before for before, after in pairwise(handled)]
+    assert min(pauses) > 0.02 * process.CHANGES_SHARE * 0.9, pauses

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from sandboxd.errors import PolicyError, WorkerError
 from sandboxd.policy.load import parse_policy
@@ -87,6 +88,18 @@ def test_what_one_machine_sets_the_other_gets(stores: tuple[Store, Store]) -> No
     assert one.get(b"k") == (OK, 2, b"")
     assert one.set(b"", b"x" * MAX_VALUE_BYTES) == OK
     assert other.get(b"")[2] == b"x" * MAX_VALUE_BYTES
+
+
+@pytest.mark.parametrize("field", ["v", "c"])
+def test_what_is_too_long_stays_on_the_server(server: Server, stores: tuple[Store, Store], field: str) -> None:
+    """Whoever has put it there; its length is looked at where it lies."""
+    one, _ = stores
+    one.set(b"k", b"v")
+    with redis.Redis.from_url(server.url) as client:
+        client.hset("sandboxd:acme:0::k", field, b"1" * (4 << 20))
+        before = client.info("stats")["total_net_output_bytes"]
+        assert one.get(b"k") == (NOT_FOUND, 0, b"")
+        assert client.info("stats")["total_net_output_bytes"] - before < 1 << 20
 
 
 def test_compare_and_swap_is_the_servers(stores: tuple[Store, Store]) -> None:
@@ -205,6 +218,8 @@ def test_machines_count_together_and_outlive_the_servers_restart(machines: list[
     assert count(machines[1]) in {(0, INTERNAL_FAILURE), None}
     wait_for(lambda: "the store of its shared data is away" in machines[1].log, 5, "it is said")
     wait_for(lambda: count(machines[1]) == (0, INTERNAL_FAILURE), 5, "requests go on, uncounted")
+    counts = machines[1].tenant("alpha")["shared_store"]
+    assert counts["asked"] > counts["failed"] > 0
     server.start()
     wait_for(lambda: number(machines[1]) > after, 10, "it counts on where it was")
     assert "the store of its shared data is back" in machines[1].log
@@ -264,3 +279,18 @@ def test_policies(backend: str, says: str) -> None:
         parse_policy(head, "/etc/a.yaml", module_root=None)
     assert says in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reply", [[b"value", b"no number"], b"what", None], ids=["cas", "bytes", "nothing"])
+async def test_what_another_has_put_there_is_answered(monkeypatch: pytest.MonkeyPatch, reply: object) -> None:
+    """A guest waits for the answer, whatever the server says."""
+    store = RemoteStore("acme", SharedBackend("redis://127.0.0.1:1", timeout_ms=300))
+
+    async def get(**_more: object) -> object:
+        return reply
+
+    monkeypatch.setattr(store, "_get", get)
+    found = await store.ask("", Question(GET, 0, b"key", b""))
+
+    assert int.from_bytes(found[:4], "little") == INTERNAL_FAILURE
+    await store.close()

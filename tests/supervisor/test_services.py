@@ -53,12 +53,21 @@ class Rig:
         self.fds: ChannelFds = create_channel(MIN_RING_BYTES)
         self.vm = FakeVm(self.fds)
         self.text_fd = create_blob("policy", POLICY.encode())
+        self.attach(7)
+        self.vm.begin()
+
+    def attach(self, channel_id: int) -> None:
+        """Attach the VM's channel as one of this number."""
         attach = control.Attach(
-            channel_id=7, tenant="a", plugin="s", ring_bytes=MIN_RING_BYTES, policy_path="p", imports=["proxy_log"]
+            channel_id=channel_id,
+            tenant="a",
+            plugin="s",
+            ring_bytes=MIN_RING_BYTES,
+            policy_path="p",
+            imports=["proxy_log"],
         )
         fds = (self.fds.memfd, self.fds.vm_event_fd, self.fds.client_event_fd, self.text_fd)
         self.channels.send(control.ToFront(attach=attach), fds)
-        self.vm.begin()
 
     def say(self, *records: Record) -> None:
         """Have the VM write completions."""
@@ -158,6 +167,34 @@ def test_what_no_service_says_ends_its_channel(record: Record) -> None:
         assert rig.channels.counters["a/s"] == {"channel_broken": 1}
 
     drive(test)
+
+
+def test_one_whose_channel_raises_is_broken_and_the_others_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises, and again when it is attached anew."""
+
+    class Away:
+        def has_completions(self) -> bool:
+            raise IndexError("nobody has thought of this")
+
+        def close(self) -> None:
+            pass
+
+    async def test(rig: Rig) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(services, "VmClient", lambda own, _limits: own.close() or Away())
+            rig.attach(6)
+            rig.attach(8)
+        await rig.until(lambda: len(rig.host.broken) == 2)
+        assert [channel_id for channel_id, _ in rig.host.broken] == [6, 8]
+        assert "IndexError" in rig.host.broken[0][1]
+        rig.say(loose(layout.LOG, b"still heard", 2))
+        await rig.until(lambda: rig.channels.counters["a/s"].get("guest_log.lines") == 1)
+        assert rig.channels.counters["a/s"]["channel_broken"] == 2
+
+    drive(test)
+    assert "service a/s: its channel cannot be read" in caplog.text
 
 
 def test_a_flood_does_not_keep_the_loop_busy() -> None:
