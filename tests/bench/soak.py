@@ -13,15 +13,13 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,9 @@ from sandboxd.demo import daemon, envoy, envoy_config
 from sandboxd.demo.envoy import EnvoyMissingError
 from sandboxd.demo.process import ChildFailedError
 from sandboxd.errors import SandboxdError
-from tests.bench import load, processes, soak_scenes, soak_verdict
-from tests.bench.soak_scenes import Lane, Part
+from tests.bench import load, soak_everything, soak_scenes, soak_verdict
+from tests.bench.soak_running import Running, Trouble
+from tests.bench.soak_scenes import Lane, Part, Scene
 from tests.support import envoy_module, stage
 
 EXCHANGES = Path(__file__).with_name("exchanges.c")
@@ -41,121 +40,29 @@ OUTPUT = Path("build/soak.json")
 class Plan:
     """What is done, and for how long: until so many requests or so many seconds are over; 0: no such end."""
 
-    parts: Sequence[Part] = soak_scenes.PLAIN
+    scene: Scene = soak_scenes.PLAIN
     transport: str = stage.SHM
     requests: int = 0
     seconds: int = 0
     connections: int = 16
-    kill_every_s: float = 3.0
-    reload_every_s: float = 0.0
-    """0: never."""
+    trouble: Trouble = field(default_factory=Trouble)
     settle_s: float = 45.0
     """At the end, for streams and workers of older versions, which may take half a minute to end."""
 
-    @property
-    def lanes(self) -> tuple[Lane, ...]:
-        """The lanes of all parts."""
-        return tuple(lane for part in self.parts for lane in part.lanes)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Sections of the daemon's file. For each VM of Envoy's there may be one of an older version beside it."""
-        base: dict[str, Any] = {"log": {"level": "error"}, "attach": {"channels": 4}}
-        for part in self.parts:
-            base |= part.config
-        return base
-
-
-@dataclass
-class _Running:
-    """The running whole, and what happens to it."""
-
-    plan: Plan
-    sandbox: daemon.Daemon
-    proxy: envoy.Envoy
-    policies: Path
-    killed: int = 0
-    reloads: int = 0
-    samples: dict[str, list[processes.Usage]] = field(default_factory=lambda: {"envoy": [], "daemon": [], "fronts": []})
-    said: list[str] = field(default_factory=list)
-
-    def usage(self) -> dict[str, processes.Usage]:
-        """Return what the processes hold that live as long as the soak."""
-        fronts = [front["pid"] for front in self.sandbox.status()["fronts"]]
-        roles = {"envoy": [self.proxy.child.pid], "daemon": [self.sandbox.child.pid], "fronts": fronts}
-        return {role: processes.usage(pids) for role, pids in roles.items()}
-
-    def sample(self) -> None:
-        """Note what they hold, and let the parts look."""
-        for role, found in self.usage().items():
-            self.samples[role].append(found)
-        for part in self.plan.parts:
-            self.said += part.check(self.sandbox)
-
-    def kill(self, lane: Lane) -> None:
-        """Kill a lane's worker, if it has one just now."""
-        worker = self.sandbox.tenants()[lane.name]["worker"]
-        if worker:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker["pid"], signal.SIGKILL)
-                self.killed += 1
-
-    def reload(self, lane: Lane) -> None:
-        """Bring another version of a lane's plugin."""
-        lane.version(self.reloads + 1).write(self.policies)
-        done = self.sandbox.command("reload")
-        self.reloads += 1
-        # A worker that was killed in the middle of its start may make the reload fail; the last version serves on.
-        if done.returncode not in (0, 1):
-            self.said.append(f"reload: {done.stdout}{done.stderr}")
-
-    def settle(self) -> None:
-        """Wait until no stream is open by the workers' reports, and no worker of an older version is left."""
-        deadline = time.monotonic() + self.plan.settle_s
-        while (self.streams() or self._draining()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-
-    def _draining(self) -> int:
-        return sum(len(tenant["draining_workers"]) for tenant in self.sandbox.tenants().values())
-
-    def streams(self) -> int:
-        """Return how many streams the VMs have open by their last report."""
-        tenants = self.sandbox.tenants().values()
-        return sum(vm["streams"] for tenant in tenants for plugin in tenant["plugins"] for vm in plugin["vms"])
-
-
-def _every(seconds: float, stop: threading.Event, lanes: Sequence[Lane], act: Any, said: list[str]) -> None:
-    turn = 0
-    while not stop.wait(seconds):
-        try:
-            act(lanes[turn % len(lanes)])
-        except (SandboxdError, OSError, subprocess.TimeoutExpired) as error:
-            said.append(f"{act.__name__}: {error}")
-        turn += 1
-
-
-@contextlib.contextmanager
-def _disturbed(running: _Running) -> Iterator[None]:
-    plan, stop = running.plan, threading.Event()
-    deeds = ((plan.kill_every_s, running.kill), (plan.reload_every_s, running.reload))
-    threads = [
-        threading.Thread(target=_every, args=(seconds, stop, plan.lanes, act, running.said))
-        for seconds, act in deeds
-        if seconds
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+def _config(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return sections of the daemon's file."""
+    base: dict[str, Any] = {"log": {"level": "error"}, "attach": {"channels": 4}}
+    for part in parts:
+        base |= part.config
+    return base
 
 
 def _routes(lane: Lane, transport: str) -> Iterator[dict[str, Any]]:
     """Yield the lane's route to the upstream, and the one with `soak_scenes.PROOF_PREFIX`."""
     for route in lane.tenant.routes(transport):
+        if route["match"]["prefix"] != lane.path:
+            continue
         yield route
         proof = {"match": {"prefix": soak_scenes.PROOF_PREFIX + lane.path}}
         yield {
@@ -166,59 +73,60 @@ def _routes(lane: Lane, transport: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _started(plan: Plan, directory: Path, upstream_port: int) -> Iterator[_Running]:
+def _started(plan: Plan, parts: Sequence[Part], directory: Path, upstream_port: int) -> Iterator[Running]:
     """Run daemon and Envoy for the length of a ``with`` block."""
     policies = directory / "policies"
     policies.mkdir()
-    for lane in plan.lanes:
+    lanes = [lane for part in parts for lane in part.lanes]
+    for lane in lanes:
         lane.tenant.write(policies)
     if plan.transport == stage.SHM:
         envoy_module.built()
-    with contextlib.ExitStack() as stack:
-        for part in plan.parts:
-            stack.enter_context(part.helper())
-        sandbox = stack.enter_context(daemon.running(policies, directory, config=plan.config))
+    with daemon.running(policies, directory, config=_config(parts)) as sandbox:
         sandbox.expect_tenants()
         own = (
             envoy_config.shm(sandbox.runtime / "attach.sock")
             if plan.transport == stage.SHM
             else envoy_config.ext_proc("sandboxd", request_attributes=[], response_attributes=[])
         )
-        routes = [route for lane in plan.lanes for route in _routes(lane, plan.transport)]
-        listener = envoy_config.listener("soak", [own], routes)
+        routes = [route for lane in lanes if lane.is_http for route in _routes(lane, plan.transport)]
+        listeners = [envoy_config.listener("soak", [own], routes)]
         clusters = [
             envoy_config.http_cluster("upstream", upstream_port),
             envoy_config.grpc_cluster("sandboxd", sandbox.sockets),
         ]
-        proxy = stack.enter_context(envoy.running(envoy_config.bootstrap([listener], clusters), directory))
-        yield _Running(plan, sandbox, proxy, policies)
+        for part in parts:
+            listeners += map(dict, part.listeners)
+            clusters += map(dict, part.clusters)
+        with envoy.running(envoy_config.bootstrap(listeners, clusters), directory) as proxy:
+            yield Running(parts, plan.trouble, sandbox, proxy, policies)
 
 
-def _exchange(running: _Running, upstream: socket.socket, program: Path) -> Mapping[str, Mapping[str, int]]:
+def _exchange(plan: Plan, running: Running, upstream: socket.socket, program: Path) -> Mapping[str, Mapping[str, int]]:
     """Have the exchanges, sample meanwhile, and return the totals by path."""
-    plan = running.plan
     numbers = (upstream.fileno(), running.proxy.ports["soak"], plan.connections, plan.requests, plan.seconds)
-    words = [str(program), *map(str, numbers), *(lane.path for lane in plan.lanes)]
-    with (
-        subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=[upstream.fileno()]) as process,
-        _disturbed(running),
-    ):
+    words = [str(program), *map(str, numbers), *(lane.path for lane in running.lanes if lane.is_http)]
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(words, stdout=subprocess.PIPE, text=True, pass_fds=[upstream.fileno()])
+        )
+        stack.callback(process.terminate)
+        for part in running.parts:
+            stack.enter_context(part.drive(running.proxy.ports))
+        stack.enter_context(running.disturbed())
         assert process.stdout is not None
-        try:
-            said: dict[str, Any] = {}
-            for line in process.stdout:
-                said = json.loads(line)
-                if not said["last"] or not running.samples["envoy"]:  # the connections are going by then
-                    running.sample()
-                _say_progress(said, running)
-        finally:
-            process.terminate()
+        said: dict[str, Any] = {}
+        for line in process.stdout:
+            said = json.loads(line)
+            if not said["last"] or not running.samples["envoy"]:  # the connections are going by then
+                running.sample()
+            _say_progress(said, running)
     if not said.get("last"):
         raise load.LoadError(f"{EXCHANGES.name} ended with {process.returncode} before its last report")
     return dict(said["paths"])
 
 
-def _say_progress(said: Mapping[str, Any], running: _Running) -> None:
+def _say_progress(said: Mapping[str, Any], running: Running) -> None:
     sent = sum(totals["sent"] for totals in said["paths"].values())
     if said["last"] or len(running.samples["envoy"]) % 10 == 0:
         print(f"{sent} exchanges, {running.killed} workers killed", file=sys.stderr, flush=True)
@@ -234,25 +142,31 @@ def soak(plan: Plan, directory: Path) -> soak_verdict.Outcome:
         SandboxdError: the daemon does not answer.
     """
     program = load.build(Path("build"), EXCHANGES)
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as upstream, contextlib.ExitStack() as stack:
-        running = stack.enter_context(_started(plan, directory, upstream.getsockname()[1]))
-        totals = _exchange(running, upstream, program)
-        running.settle()
-        for part in plan.parts:
+    with (
+        plan.scene() as parts,
+        socket.create_server(("127.0.0.1", 0), backlog=1024) as upstream,
+        _started(plan, parts, directory, upstream.getsockname()[1]) as running,
+    ):
+        totals = _exchange(plan, running, upstream, program)
+        running.settle(plan.settle_s)
+        for part in parts:
             running.said += part.check(running.sandbox)
             running.said += part.prove(running.proxy.ports["soak"])
+            running.said += part.judge(running.sandbox)
         for name, child in (("Envoy", running.proxy.child), ("the daemon", running.sandbox.child)):
             if child.exit_code is not None:
                 running.said.append(f"{name} ended with {child.exit_code}: {child.said()}")
         return soak_verdict.Outcome(
-            plan.lanes,
+            [lane for lane in running.lanes if lane.is_http],
             totals,
-            running.samples,
+            {role: samples for role, samples in running.samples.items() if samples},
             running.usage(),
             running.killed,
             running.reloads,
             running.streams(),
             list(dict.fromkeys(running.said)),
+            running.brokers_killed,
+            {name: value for part in parts for name, value in part.figures(running.sandbox).items()},
         )
 
 
@@ -261,20 +175,17 @@ def _arguments(words: Sequence[str]) -> Plan:
     parser.add_argument("--requests", type=int, help="default: 1000000 unless --minutes is given")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--transport", choices=stage.TRANSPORTS, default=stage.SHM)
-    parser.add_argument("--all", action="store_true", help="timers, shared data, queues, metrics as well")
+    parser.add_argument("--all", action="store_true", help="whatever plugins can do, TCP as well")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--kill-every", type=float, default=3.0, help="seconds; 0: never")
     parser.add_argument("--reload-every", type=float, default=0.0, help="seconds; 0: never")
+    parser.add_argument("--kill-broker-every", type=float, default=15.0, help="seconds, in the first half; 0: never")
     found = parser.parse_args(words)
     seconds = int(found.minutes * 60)
     requests = found.requests if found.requests is not None else 0 if seconds else 1_000_000
-    plan = Plan(soak_scenes.EVERYTHING if found.all else soak_scenes.PLAIN, found.transport, requests, seconds)
-    return replace(
-        plan,
-        connections=found.connections,
-        kill_every_s=found.kill_every,
-        reload_every_s=found.reload_every,
-    )
+    trouble = Trouble(found.kill_every, found.reload_every, found.kill_broker_every, seconds / 2)
+    scene = soak_everything.scene if found.all else soak_scenes.PLAIN
+    return Plan(scene, found.transport, requests, seconds, found.connections, trouble)
 
 
 def main(words: Sequence[str]) -> int:
@@ -296,8 +207,7 @@ def main(words: Sequence[str]) -> int:
         "cores": len(os.sched_getaffinity(0)),
         "transport": plan.transport,
         "connections": plan.connections,
-        "kill_every_s": plan.kill_every_s,
-        "reload_every_s": plan.reload_every_s,
+        **asdict(plan.trouble),
         "seconds": round(time.monotonic() - started, 1),
     }
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)

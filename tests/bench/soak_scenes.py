@@ -1,8 +1,8 @@
 """
 What a soak has running: lanes, each a tenant whose plugin marks every request and response that it has filtered.
 
-`EVERYTHING` is the place for whatever a plugin can keep busy with: a part that needs a server, a section of
-``sandboxd.yaml`` or a lane of its own is one more `Part` there.
+`soak_everything.scene` is the place for whatever a plugin can keep busy with: what needs a server, a listener, a
+section of ``sandboxd.yaml`` or a lane of its own is one more `Part` there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,6 +40,12 @@ class Lane:
     fails_open: bool
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the plugin's entry."""
+    beside: tuple[Mapping[str, Any], ...] = ()
+    """Entries of further plugins of the tenant, which have no route."""
+    configuration: str = "version %d"
+    """The plugin's, with a place for the number of its version."""
+    is_http: bool = True
+    """Whether the exchanges take it in turns; if not, its part drives it."""
 
     @property
     def tenant(self) -> stage.Tenant:
@@ -49,8 +55,8 @@ class Lane:
     def version(self, number: int) -> stage.Tenant:
         """Return the tenant with a configuration of that number, so that a reload has something to do."""
         failure = {"policy": "open" if self.fails_open else "closed", "restart": RESTART}
-        plugin = self.guest.plugin(**{"failure": failure, "configuration": f"version {number}", **self.more})
-        return stage.Tenant(self.name, [plugin])
+        plugin = self.guest.plugin(**{"failure": failure, "configuration": self.configuration % number, **self.more})
+        return stage.Tenant(self.name, [plugin, *map(dict, self.beside)])
 
     @property
     def path(self) -> str:
@@ -65,19 +71,37 @@ class Part:
     lanes: tuple[Lane, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """Further sections of ``sandboxd.yaml``."""
-    helper: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    """What must run beside, such as the server that callouts reach; entered before the daemon starts."""
+    listeners: Sequence[Mapping[str, Any]] = ()
+    """Of Envoy's, beside that of the exchanges."""
+    clusters: Sequence[Mapping[str, Any]] = ()
+    drive: Callable[[Mapping[str, int]], contextlib.AbstractContextManager[object]] = lambda _ports: (
+        contextlib.nullcontext()
+    )
+    """Entered while the exchanges go on, with Envoy's ports by listener."""
     check: Callable[[daemon.Daemon], list[str]] = lambda _sandbox: []
     """Asked once a second: what is wrong. Asked again at the end."""
     prove: Callable[[int], list[str]] = lambda _port: []
     """Asked once, after the last exchange, with Envoy's port: what was not at work at all."""
+    judge: Callable[[daemon.Daemon], list[str]] = lambda _sandbox: []
+    """Asked once, after the last exchange: what is wrong."""
+    figures: Callable[[daemon.Daemon], Mapping[str, int]] = lambda _sandbox: {}
+    """Asked once, after the last exchange."""
 
 
-def _pair(guest: Guest) -> tuple[Lane, ...]:
+Scene = Callable[[], contextlib.AbstractContextManager[Sequence[Part]]]
+"""Starts the servers that the parts need, such as those that callouts reach, and gives the parts."""
+
+
+def pair(guest: Guest) -> tuple[Lane, ...]:
     return (Lane("open", guest, True), Lane("closed", guest, False))
 
 
-PLAIN = (Part(_pair(guests.C_ADD_HEADER)),)
+def only(*parts: Part) -> Scene:
+    """Return the scene of parts that need no server."""
+    return lambda: contextlib.nullcontext(parts)
+
+
+PLAIN = only(Part(pair(guests.C_ADD_HEADER)))
 """Header filters, and nothing else."""
 
 
@@ -97,6 +121,6 @@ def all_at_work(lanes: tuple[Lane, ...], port: int, patience_s: float = PROOF_S)
     return []
 
 
-_BUSY = _pair(guests.C_ALL_ON)
-EVERYTHING = (Part(_BUSY, prove=partial(all_at_work, _BUSY)),)
+_BUSY = pair(guests.C_ALL_ON)
+BUSY = Part(_BUSY, prove=partial(all_at_work, _BUSY))
 """Timers, shared data, queues and metrics in both lanes."""

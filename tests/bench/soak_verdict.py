@@ -10,7 +10,7 @@ from tests.bench.processes import Usage
 from tests.bench.soak_scenes import Lane
 
 MIB = 1 << 20
-RSS_SLACK_BYTES = {"envoy": 16 * MIB, "daemon": 8 * MIB, "fronts": 24 * MIB}
+RSS_SLACK_BYTES = {"envoy": 16 * MIB, "daemon": 8 * MIB, "fronts": 24 * MIB, "egress": 24 * MIB}
 """What the memory may grow by: allocators keep what they once had."""
 FD_SLACK = 8
 """A channel may be in the making when the descriptors are counted."""
@@ -48,6 +48,9 @@ class Outcome:
     streams_left: int = 0
     said: Sequence[str] = field(default=())
     """What the parts' own checks found wrong."""
+    brokers_killed: int = 0
+    more: Mapping[str, int] = field(default_factory=dict)
+    """Figures of the parts."""
 
     def sum(self, name: str) -> int:
         """Return a total over all lanes."""
@@ -147,8 +150,10 @@ def table(outcome: Outcome) -> Iterator[str]:
         f"requests {outcome.sum('sent')}, filtered {outcome.sum('filtered')}, by failure policy"
         f" {_by_policy(outcome)}, duplicates"
         f" {outcome.sum('twice') + outcome.sum('seen_twice')}, workers killed {outcome.workers_killed},"
-        f" reloads {outcome.reloads}"
+        f" reloads {outcome.reloads}, brokers killed {outcome.brokers_killed}"
     )
+    if outcome.more:
+        yield ", ".join(f"{name} {value}" for name, value in outcome.more.items())
 
 
 def figures(outcome: Outcome) -> dict[str, int]:
@@ -160,6 +165,8 @@ def figures(outcome: Outcome) -> dict[str, int]:
         "duplicates": outcome.sum("twice") + outcome.sum("seen_twice"),
         "workers_killed": outcome.workers_killed,
         "reloads": outcome.reloads,
+        "brokers_killed": outcome.brokers_killed,
+        **outcome.more,
     }
     for role, samples in outcome.samples.items():
         for moment, held in zip(("start", "end"), growth(samples), strict=True):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from sandboxd.demo import envoy, envoy_config
-from tests.bench import load, soak, soak_scenes, soak_verdict
+from tests.bench import load, soak, soak_everything, soak_scenes, soak_verdict
 from tests.bench.processes import Usage
+from tests.bench.soak_running import Trouble
 from tests.support import guests, stage
 
 OPEN = soak_scenes.Lane("open", guests.C_ADD_HEADER, True)
@@ -116,22 +117,22 @@ def test_both_ends_see_what_a_proxy_does_wrong(tmp_path: Path, upstream: socket.
 @pytest.mark.envoy
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("transport", "requests", "parts"),
+    ("transport", "requests", "scene"),
     [
         (stage.SHM, 20_000, soak_scenes.PLAIN),
         (stage.EXT_PROC, 5_000, soak_scenes.PLAIN),
-        (stage.SHM, 10_000, soak_scenes.EVERYTHING),
+        (stage.SHM, 4_000, soak_everything.scene),
     ],
     ids=["shm", "ext_proc", "shm-everything"],
 )
-def test_a_short_soak(tmp_path: Path, transport: str, requests: int, parts: tuple[soak_scenes.Part, ...]) -> None:
+def test_a_short_soak(tmp_path: Path, transport: str, requests: int, scene: soak_scenes.Scene) -> None:
     """Workers die and plugins are reloaded; every exchange is answered once, by its lane's policy."""
-    plan = soak.Plan(parts, transport, requests, 100, kill_every_s=1.5, reload_every_s=3, settle_s=5)
+    plan = soak.Plan(scene, transport, requests, 100, trouble=Trouble(1.5, 3, 2.5), settle_s=5)
     found = soak.soak(plan, tmp_path)
 
     # Memory is no measure in so short a time, and a busy machine starts workers slowly.
     wrong = list(soak_verdict.problems(replace(found, samples={})))
-    assert [line for line in wrong if "were filtered" not in line] == []
+    assert [line for line in wrong if "were filtered" not in line and "were whole" not in line] == []
     assert found.sum("filtered") > found.sum("sent") / 2
     assert found.sum("sent") == requests
     assert found.workers_killed > 0
@@ -141,7 +142,7 @@ def test_a_short_soak(tmp_path: Path, transport: str, requests: int, parts: tupl
 def test_a_soak_tells_when_nothing_is_at_work(tmp_path: Path) -> None:
     """The harmless twin: a plugin without timer, queue and shared data does not pass for one that has them."""
     lanes = (soak_scenes.Lane("open", guests.C_ADD_HEADER, True),)
-    part = replace(soak_scenes.EVERYTHING[0], lanes=lanes, prove=lambda port: soak_scenes.all_at_work(lanes, port, 0.3))
-    found = soak.soak(soak.Plan((part,), requests=50, kill_every_s=0), tmp_path)
+    part = replace(soak_scenes.BUSY, lanes=lanes, prove=lambda port: soak_scenes.all_at_work(lanes, port, 0.3))
+    found = soak.soak(soak.Plan(soak_scenes.only(part), requests=50, trouble=Trouble(0)), tmp_path)
 
     assert wrong(found) == "; ".join(f"open: {name} does not move" for name in soak_scenes.PROOFS)
