@@ -128,8 +128,8 @@ def test_a_frame_that_no_worker_sends_costs_the_worker(target: Callers, deed: st
     target.killed_for(deed, reason)
 
 
-def test_a_callout_without_any_upstream_is_dropped(target: Callers) -> None:
-    assert target.attack_calls("callout-unasked") == b"nothing"
+def test_a_callout_without_any_upstream_is_denied(target: Callers) -> None:
+    assert target.attack_calls("callout-unasked") == b"denied by the policy: upstreams"
     assert "plugin main: a callout is denied: its policy names no upstreams" in target.log
     counters = target.status()["egress"]["callouts"]
     assert counters["evil-callout-unasked/main"] == {"(unknown)": {"denied.upstreams": 1}}

@@ -38,7 +38,8 @@ def connected(path: Path) -> socket.socket:
 def ask(path: Path, request: bytes) -> bytes:
     """Return the whole answer."""
     with connected(path) as sock:
-        sock.sendall(request)
+        if request:  # else the server may have closed it already
+            sock.sendall(request)
         return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
