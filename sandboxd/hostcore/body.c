@@ -1,5 +1,5 @@
 /* The bytes of a body that have not gone on: borrowed from the event's record, or held in a block of their own. */
-#include "hostcore.h"
+#include "stream.h"
 
 #define FIRST_CAP 4096u
 

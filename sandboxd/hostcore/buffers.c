@@ -2,7 +2,8 @@
  * Buffers: proxy_get_buffer_bytes, proxy_set_buffer_bytes, proxy_get_buffer_status, and ABI 0.1.0's
  * proxy_get_configuration.
  */
-#include "hostcore.h"
+#include "callouts.h"
+#include "stream.h"
 
 enum buffer {
     BUFFER_REQUEST_BODY = 0,

@@ -1,5 +1,5 @@
 /* Streams and their contexts: ids, effective context, and the end of a life (done, log, delete). */
-#include "hostcore.h"
+#include "stream.h"
 
 struct stream *acting_stream(void)
 {

@@ -3,7 +3,7 @@
  *
  * They run in the order of the calls. Each kind waits at most once per stream, which bounds the queue.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 #define FIRST_CAP 32u
 

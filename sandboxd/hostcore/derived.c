@@ -2,7 +2,7 @@
  * Properties that follow from a stream's header maps, as Envoy computes them: request.path, request.headers.x,
  * response.code and so on. They show the maps as they are now, with the guest's own changes.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 /* Takes the first segment off a path. */
 static bool path_segment(struct bytes *path, struct bytes *segment)

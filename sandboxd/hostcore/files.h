@@ -1,10 +1,11 @@
 /*
  * The preopened folders: a tree in memory (files.c), made from what the configuration brings (folders.c). What
- * the guest changes goes out as a journal, for the trusted side to do the same on disk.
+ * the guest changes (file_changes.c) goes out as a journal, for the trusted side to do the same on disk.
  */
 #ifndef SANDBOXD_FILES_H
 #define SANDBOXD_FILES_H
 
+#include "outbox.h"
 #include "wasi.h"
 
 #define MAX_FOLDERS 16u
@@ -43,6 +44,8 @@ struct open_file {
     bool preopened, can_read, can_write, append;
 };
 
+enum file_type { TYPE_FOLDER = 3, TYPE_FILE = 4 };
+
 enum change {
     CHANGE_CREATE = 1,
     CHANGE_WRITE,
@@ -59,10 +62,12 @@ u32 file_open(const struct open_file *file, u32 *fd);
 void file_close(u32 fd);
 bool file_move(u32 from, u32 to);
 
+u8 *bytes_copy(struct bytes bytes); /* NULL: no memory */
 struct node *node_new(struct bytes name, bool is_folder); /* NULL: no memory */
 void node_free(struct node *node);
 struct node *node_child(const struct node *parent, struct bytes name);
 void node_attach(struct node *node, struct node *parent);
+void node_detach(struct node *node);
 
 /* Where a path leads. */
 struct place {
@@ -82,7 +87,7 @@ void node_end_write(const struct node *node, u32 from, u32 len, struct message *
 u32 node_remove(struct folder *folder, struct node *node);
 u32 node_rename(struct folder *folder, struct node *node, const struct place *to);
 
-/* wasi_files.c */
+/* wasi_files.c, wasi_stat.c */
 u32 file_write(struct open_file *file, u32 vectors, u32 count, u32 written_out);
 u32 file_write_at(const struct open_file *file, u32 vectors, u32 count, u64 offset, u32 written_out);
 bool write_filestat(const struct folder *folder, const struct node *node, u32 stat_out);

@@ -4,8 +4,8 @@
  * The others answer NOT_FOUND: expressions in CEL need an interpreter, and for signatures there is no cryptography here
  * that anybody has reviewed; a guest brings its own.
  */
-#include "hostcore.h"
 #include "protobuf.h"
+#include "stream.h"
 #include "zlib.h"
 
 #define MAX_FOREIGN_BYTES (16u * MIB) /* arguments, and result, of one call */
@@ -58,10 +58,8 @@ static u32 foreign_set_envoy_filter_state(struct bytes arguments, __attribute__(
             value = field.bytes;
     }
     const struct bytes prefix = TEXT("filter_state\0");
-    if (!path.len || path.len > MAX_PATH_BYTES - prefix.len)
-        return STATUS_BAD_ARGUMENT;
     struct stream *stream = acting_stream();
-    if (!stream)
+    if (!stream || !path.len || path.len > MAX_PATH_BYTES - prefix.len)
         return STATUS_NOT_FOUND;
     u8 name[MAX_PATH_BYTES];
     memcpy(name, prefix.at, prefix.len);
@@ -100,11 +98,12 @@ static const struct {
     {TEXT("uncompress"), foreign_uncompress},
 };
 
-static u32 run(struct bytes name, u32 arguments, u32 len, struct sink *result)
+static u32 run(struct bytes name, u32 arguments, u32 len, struct sink *result, bool *known)
 {
     for (u32 i = 0; i < sizeof functions / sizeof *functions; i++) {
         if (!bytes_equal(name, functions[i].name))
             continue;
+        *known = true;
         if (len > MAX_FOREIGN_BYTES)
             return STATUS_BAD_ARGUMENT;
         u8 *copy = heap_alloc(len ? len : 1);
@@ -133,6 +132,7 @@ u32 EXPORT(proxy_call_foreign_function)(u32 name, u32 name_len, u32 arguments, u
 {
     u8 text[MAX_FOREIGN_NAME_BYTES];
     struct sink result = {.most = MAX_FOREIGN_BYTES};
+    bool known = false;
     host_call(IN_CALLBACKS);
     if (!guest_ok(name, name_len) || !guest_ok(arguments, arguments_len) ||
         (results_out && !guest_ok(results_out, 4)) || (size_out && !guest_ok(size_out, 4)))
@@ -140,9 +140,11 @@ u32 EXPORT(proxy_call_foreign_function)(u32 name, u32 name_len, u32 arguments, u
     if (name_len > MAX_FOREIGN_NAME_BYTES)
         return STATUS_NOT_FOUND;
     guest_read(name, text, name_len);
-    u32 status = run((struct bytes){text, name_len}, arguments, arguments_len, &result);
+    u32 status = run((struct bytes){text, name_len}, arguments, arguments_len, &result, &known);
     if (status == STATUS_OK)
         status = give((struct bytes){result.at, result.len}, results_out, size_out);
+    else if (known) /* as in Envoy, the out-parameters of a call that failed say that there is nothing */
+        give((struct bytes){0}, results_out, size_out);
     heap_free(result.at);
     return status;
 }

@@ -4,7 +4,7 @@
  * The membrane does the copying. The size of the guest's memory is remembered; memory never shrinks, so only a range
  * past the remembered end needs another look.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 IMPORT(membrane, read) void membrane_read(u32 from, void *to, u32 len);
 IMPORT(membrane, write) void membrane_write(u32 to, const void *from, u32 len);

@@ -4,7 +4,8 @@
  * A map is readable and writable from its callback until it goes on, and readable in proxy_on_log. What an unavailable
  * map answers depends on LENIENT_MAPS: Envoy's statuses make a Rust guest trap, the lenient ones do not.
  */
-#include "hostcore.h"
+#include "callouts.h"
+#include "stream.h"
 
 #define LAST_MAP 7u
 

@@ -6,7 +6,8 @@
  * may log is bounded per window of time instead of per event, and after a storm of completions the next turns wait: the
  * client bounds what arises outside events by time as well.
  */
-#include "hostcore.h"
+#include "callouts.h"
+#include "stream.h"
 
 #define NS_PER_MS 1000000ull
 #define WINDOW_NS (100 * NS_PER_MS)

@@ -105,7 +105,8 @@ static bool take_stored(struct source *from, struct sink *to)
     from->at += 4;
     if (len != (check ^ 0xffff) || (u32)(from->end - from->at) < len || !sink_reserve(to, len))
         return false;
-    memcpy(to->at + to->len, from->at, len);
+    if (len) /* else there may be no block yet */
+        memcpy(to->at + to->len, from->at, len);
     to->len += len;
     from->at += len;
     return true;

@@ -4,7 +4,7 @@
  * As in Envoy the answer is sent after the callback, and travels through the response path of the very plugin that
  * made it if no response had begun: proxy_on_response_headers and proxy_on_response_body see it and may change it.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 #define FLAG_RESPONSE_HAD_BEGUN 1u
 #define PAYLOAD_HEADER 24u

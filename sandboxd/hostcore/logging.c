@@ -4,7 +4,7 @@
  * A message is cut at `log_message_bytes`; lines and bytes of one event are bounded, the rest is counted and reported
  * as LOGS_DROPPED. Each line is published at once, so that the last words before a trap reach the client.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 #define LINE_BYTES (8u * KIB)
 

@@ -5,6 +5,7 @@
  * metric and gets the same id.
  */
 #include "hostcore.h"
+#include "outbox.h"
 
 enum metric_type { COUNTER = 0, GAUGE = 1, HISTOGRAM = 2, METRIC_TYPES = 3 };
 #define TYPE_BITS 2

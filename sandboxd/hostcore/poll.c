@@ -1,5 +1,6 @@
 /* Events: taking submissions off the channel, running them, and the verdict of each. */
-#include "hostcore.h"
+#include "outbox.h"
+#include "stream.h"
 
 #define RETRY_LOOKS 16u
 

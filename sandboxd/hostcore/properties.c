@@ -5,7 +5,7 @@
  * from the header maps, values that the guest has set. A path is its segments joined by NUL; one NUL at the end is
  * optional.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 static bool path_equal(struct bytes path, struct bytes other)
 {
@@ -163,9 +163,9 @@ static const struct declared *find_declared(struct bytes name)
 
 bool property_declare(struct bytes name, bool readonly)
 {
-    if (!name.len || name.len > MAX_PATH_BYTES || declared.count == MAX_DECLARED || find_declared(name))
+    if (name.len > MAX_PATH_BYTES || declared.count == MAX_DECLARED || find_declared(name))
         return false;
-    u8 *copy = heap_alloc(name.len);
+    u8 *copy = heap_alloc(name.len ? name.len : 1);
     if (!copy)
         return false;
     memcpy(copy, name.at, name.len);

@@ -6,7 +6,9 @@
  * resolved itself. The VM that registered last is told of every item: it looks when another VM of its worker asks it
  * to, and now and then by itself.
  */
+#include "outbox.h"
 #include "shared.h"
+#include "stream.h"
 
 #define MOST_PER_TURN 32u /* proxy_on_queue_ready in one go */
 
@@ -116,11 +118,34 @@ u32 EXPORT(proxy_resolve_shared_queue)(u32 vm_id, u32 vm_id_len, u32 name, u32 n
     return STATUS_OK;
 }
 
+static void empty(u32 queue)
+{
+    shared_store(queue + QUEUE_HEAD, 0);
+    shared_store(queue + QUEUE_TAIL, 0);
+    shared_store(queue + QUEUE_COUNT, 0);
+}
+
+/*
+ * Under the lock: how many items there are. A queue without a first or a last one is emptied, for it would stay as it is
+ * for ever: a foe has written here, or a VM that was taken for dead and has written what was long past.
+ */
+static u32 items_of(u32 queue)
+{
+    struct bytes first, last;
+    u32 count = shared_load(queue + QUEUE_COUNT);
+    if (!count)
+        return 0;
+    if (block_data(shared_load(queue + QUEUE_HEAD), &first) && first.len <= sizeof item_copy &&
+        block_data(shared_load(queue + QUEUE_TAIL), &last))
+        return count;
+    empty(queue);
+    return 0;
+}
+
 /* Under the lock. The new item is the tail's successor before it is the tail: a repair finds it in either case. */
 static bool append(u32 queue, u32 value, u32 value_len)
 {
-    u32 count = shared_load(queue + QUEUE_COUNT), tail = shared_load(queue + QUEUE_TAIL);
-    struct bytes last;
+    u32 count = items_of(queue), tail = shared_load(queue + QUEUE_TAIL);
     if (count >= vm.config.limits.queue_items)
         return false;
     u32 item = block_alloc(value_len);
@@ -129,7 +154,7 @@ static bool append(u32 queue, u32 value, u32 value_len)
     guest_read(value, block_bytes(item), value_len);
     if (!shared_locked())
         return false;
-    if (count && block_data(tail, &last))
+    if (count)
         shared_store(tail + BLOCK_NEXT, item);
     else
         shared_store(queue + QUEUE_HEAD, item);
@@ -172,23 +197,21 @@ u32 EXPORT(proxy_enqueue_shared_queue)(u32 queue_id, u32 value, u32 value_len)
 /* Under the lock: copies the first item and takes it off. */
 static u32 take_first(u32 queue, struct bytes *item)
 {
-    u32 head = shared_load(queue + QUEUE_HEAD), count = shared_load(queue + QUEUE_COUNT);
+    u32 count = items_of(queue), head = shared_load(queue + QUEUE_HEAD);
     struct bytes data;
-    if (!head || !count)
+    if (!count || !block_data(head, &data) || data.len > sizeof item_copy)
         return STATUS_EMPTY;
-    if (!block_data(head, &data) || data.len > sizeof item_copy) {
-        shared_store(queue + QUEUE_HEAD, 0); /* somebody has written here */
-        shared_store(queue + QUEUE_TAIL, 0);
-        shared_store(queue + QUEUE_COUNT, 0);
-        return STATUS_EMPTY;
-    }
     copy_short(item_copy, data.at, data.len);
     *item = (struct bytes){item_copy, data.len};
     u32 next = shared_load(head + BLOCK_NEXT);
-    shared_store(queue + QUEUE_COUNT, count - 1);
-    shared_store(queue + QUEUE_HEAD, count > 1 ? next : 0);
-    if (count == 1)
-        shared_store(queue + QUEUE_TAIL, 0);
+    if (!shared_locked())
+        return STATUS_EMPTY;
+    if (count > 1 && next) {
+        shared_store(queue + QUEUE_COUNT, count - 1);
+        shared_store(queue + QUEUE_HEAD, next);
+    } else {
+        empty(queue);
+    }
     block_free(head);
     return STATUS_OK;
 }

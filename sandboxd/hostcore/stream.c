@@ -5,7 +5,7 @@
  * show_* run a callback and apply its result; release_* send things on. While a local response is carried through the
  * response direction, what "goes on" is collected into the LOCAL_RESPONSE instead.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 /* Results of callbacks beyond Continue (0), by kind of callback. */
 enum { HEADERS_STOP_ITERATION = 1, HEADERS_CONTINUE_AND_END = 2 };

@@ -5,7 +5,7 @@
  * A pause keeps the bytes, and the next data callback sees old and new ones together; a Continue, or a resume, passes
  * the bytes on as they are by then. A pause from proxy_on_new_connection holds downstream data back unseen.
  */
-#include "hostcore.h"
+#include "stream.h"
 
 static void release_data(struct stream *stream, enum direction_id which)
 {

@@ -1,5 +1,6 @@
 /* The VM as a whole: configuration, start, status, traps. */
 #include "files.h"
+#include "stream.h"
 
 #define FOLDERS_MALFORMED 1018u /* as a bad entry of the configuration */
 

@@ -1,7 +1,7 @@
 /*
  * WASI preview 1: the functions that SDK-built modules import, under both module names.
  *
- * Output, environment, clocks, randomness, exit; what is about files and sockets is in wasi_files.c. Runtimes insist on
+ * Output, environment, clocks, randomness, exit; files and sockets are in the other wasi_*.c. Runtimes insist on
  * some of the answers: Go's on success of poll_oneoff, Rust's on one event per clock subscription.
  */
 #include "files.h"

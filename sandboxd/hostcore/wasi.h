@@ -1,4 +1,4 @@
-/* What the two WASI files share. */
+/* What the WASI files share. */
 #ifndef SANDBOXD_WASI_H
 #define SANDBOXD_WASI_H
 
@@ -27,6 +27,9 @@ enum errno_code {
 };
 #define STDOUT 1u
 #define STDERR 2u
+#define RIGHT_FD_READ 2u
+#define RIGHT_FD_WRITE 64u
+#define FLAG_APPEND 1u
 #define UNUSED __attribute__((unused)) u32
 #define UNUSED64 __attribute__((unused)) u64
 

@@ -1,10 +1,6 @@
 /* WASI preview 1: paths, below a folder that is open. There are no links. And sockets, of which there are none. */
 #include "files.h"
 
-#define RIGHT_FD_READ 2u
-#define RIGHT_FD_WRITE 64u
-#define FLAG_APPEND 1u
-
 enum open_flag { OPEN_CREATE = 1, OPEN_FOLDER = 2, OPEN_EXCLUSIVE = 4, OPEN_TRUNCATE = 8 };
 
 /* The folder's descriptor, and the place below it. Without a folder: `otherwise`. */

@@ -132,7 +132,7 @@ def test_filter_state_goes_out_as_a_property() -> None:
     ]
     outcome = ran(calls)
 
-    assert outcome.reports == [b"\0", b"\0blue", b"\2", b"\2", b"\2"]
+    assert outcome.reports == [b"\0", b"\0blue", b"\1", b"\2", b"\2"]
     assert outcome.one(PROPERTY_SET).pairs == [(b"filter_state\0envoy.tcp_proxy.cluster", b"blue")]
 
 
@@ -156,7 +156,7 @@ def test_declared_properties() -> None:
     ]
     reports = ran(calls).reports
 
-    assert [report[0] for report in reports[:-1]] == [0, 0, 2, 2, 2, 0, 2, 0, 0, 0, 0]
+    assert [report[0] for report in reports[:-1]] == [0, 0, 2, 0, 2, 0, 2, 0, 0, 0, 0]
     assert reports[-1] == b"\x001"
 
 

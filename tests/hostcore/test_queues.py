@@ -197,3 +197,49 @@ def test_queue_of_a_dead_holder_is_mended(region: int) -> None:
         reports = vm.request()[1].reports
 
     assert reports[2:] == [b"\x00item 0", b"\x00item 1", b"\x00item 2", b"\x00last", b"\x07"]
+
+
+FULL = 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {4: 0, 8: 0, 12: FULL},  # items that are not there
+        {4: 0, 12: 2},  # no first one, but a last one
+        {4: 8, 12: 2},  # one that is no block
+        {8: 0, 12: 2},  # no last one
+        {12: 2},  # more than there are
+    ],
+    ids=str,
+)
+def test_a_queue_that_somebody_has_spoilt_works_again(region: int, words: dict[int, int]) -> None:
+    """What was in it may be lost, what comes then is not: a VM that slept on the lock writes what is long past."""
+    begin = [(REGISTER, "q", OUT_WORD), (ENQUEUE, 1, "old")]
+    with Driver(guest({"request_headers": begin}), shared=seen(region, 1)) as vm:
+        vm.request()
+    for offset, value in words.items():
+        os.pwrite(region, struct.pack("<I", value), 4096 + 2048 * 16 + offset)
+    drain = [(DEQUEUE, 1, OUT)] * FULL
+    steps = [(REGISTER, "q", OUT_WORD), *drain, *[(ENQUEUE, 1, f"new {n}") for n in range(FULL)], *drain, *drain]
+    with Driver(guest({"request_headers": steps}), shared=seen(region, 2), limits={"queue_items": FULL}) as vm:
+        reports = vm.request()[1].reports
+
+    assert reports[1] in (b"\x07", b"\x00old")
+    assert reports[2:4] == [b"\x07"] * 2
+    assert reports[4:7] == [b"\x00"] * FULL
+    assert reports[7:] == [b"\x00new 0", b"\x00new 1", b"\x00new 2", *[b"\x07"] * FULL]
+
+
+@pytest.mark.parametrize("head", [0, 8])
+def test_a_spoilt_queue_can_be_written_to_at_once(region: int, head: int) -> None:
+    """Nobody has to take from it first."""
+    begin = [(REGISTER, "q", OUT_WORD), (ENQUEUE, 1, "old")]
+    with Driver(guest({"request_headers": begin}), shared=seen(region, 1)) as vm:
+        vm.request()
+    os.pwrite(region, struct.pack("<I", head), 4096 + 2048 * 16 + 4)
+    steps = [(REGISTER, "q", OUT_WORD), (ENQUEUE, 1, "new"), (DEQUEUE, 1, OUT), (DEQUEUE, 1, OUT)]
+    with Driver(guest({"request_headers": steps}), shared=seen(region, 2)) as vm:
+        reports = vm.request()[1].reports
+
+    assert reports[1:] == [b"\x00", b"\x00new", b"\x07"]

@@ -78,8 +78,8 @@ def test_malformed_blobs_are_bugs_of_ours(blob: bytes) -> None:
 
 
 def enum_of(name: str) -> dict[str, int]:
-    """Return an enumeration of hostcore.h."""
-    text = (build.SOURCE_DIR / "hostcore.h").read_text()
+    """Return an enumeration of contract.h."""
+    text = (build.SOURCE_DIR / "contract.h").read_text()
     found = re.search(rf"enum {name} {{(.*?)}};", text, re.DOTALL)
     assert found is not None
     return {key: int(value) for key, value in re.findall(r"(\w+) = (\d+)", found[1])}
