@@ -7,19 +7,14 @@
  *
  * Prints one line of JSON: for each way the 50th, 90th, 99th and 99.9th percentile, in ns.
  */
-#include "sandboxd.h"
+#include "loop.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 #define RING_BYTES 65536u
 #define SPIN_NS 5000000u
@@ -101,65 +96,59 @@ static void measure(sbx_channel *channel, size_t count)
 
 /* ---- the channel alone --------------------------------------------------------------------------------------------- */
 
-static uint8_t *shared;
-static int vm_fd, client_fd;
+static struct loop vm;
 static volatile bool over;
 
-static uint32_t *word(uint32_t offset)
+/* Waits for the client's call, unless there is work already. */
+static void sleep_once(void)
 {
-    return (uint32_t *)(void *)(shared + offset);
+    __atomic_store_n(loop_word(&vm, AT_VM_NEED_WAKE), 1, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!loop_has_work(&vm) && !over) {
+        struct pollfd fd = {.fd = vm.vm_fd, .events = POLLIN};
+        eventfd_t count;
+        poll(&fd, 1, 100);
+        eventfd_read(vm.vm_fd, &count);
+    }
+    __atomic_store_n(loop_word(&vm, AT_VM_NEED_WAKE), 0, __ATOMIC_RELEASE);
 }
 
-/* A VM that answers every event with a verdict and nothing else; it spins for a while, then sleeps. */
+static void publish(void)
+{
+    uint32_t *need_wake = loop_word(&vm, AT_CLIENT_NEED_WAKE);
+    __atomic_store_n(loop_word(&vm, AT_SQ_HEAD), vm.head, __ATOMIC_RELEASE);
+    __atomic_store_n(loop_word(&vm, AT_CQ_TAIL), vm.tail, __ATOMIC_RELEASE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(need_wake, __ATOMIC_ACQUIRE) && __atomic_exchange_n(need_wake, 0, __ATOMIC_SEQ_CST))
+        eventfd_write(vm.client_fd, 1);
+}
+
+/* The VM spins for a while, then sleeps. */
 static void *loop_main(void *unused)
 {
-    uint32_t head = 0, tail = 0, idle = 0;
+    uint32_t idle = 0;
     (void)unused;
     while (!over) {
-        uint32_t end = __atomic_load_n(word(64), __ATOMIC_ACQUIRE);
-        if (end == head && idle++ < 20000)
+        uint32_t before = vm.head;
+        loop_answer(&vm);
+        if (vm.head != before)
+            publish();
+        else if (idle++ < 20000)
             continue;
-        if (end == head) {
-            __atomic_store_n(word(320), 1, __ATOMIC_SEQ_CST);
-            __atomic_thread_fence(__ATOMIC_SEQ_CST);
-            if (__atomic_load_n(word(64), __ATOMIC_ACQUIRE) == head && !over) {
-                struct pollfd fd = {.fd = vm_fd, .events = POLLIN};
-                eventfd_t count;
-                poll(&fd, 1, 100);
-                eventfd_read(vm_fd, &count);
-            }
-            __atomic_store_n(word(320), 0, __ATOMIC_RELEASE);
-            idle = 0;
-            continue;
-        }
-        while (head != end) {
-            uint32_t record[8], answer[8] = {32, 1};
-            memcpy(record, shared + 4096 + (head & (RING_BYTES - 1)), sizeof record);
-            uint16_t kind = (uint16_t)record[1];
-            if (kind > 1) { /* neither PAD nor STREAM_OPEN */
-                memcpy(answer + 2, record + 2, 12); /* stream and number */
-                memcpy(shared + 4096 + RING_BYTES + (tail & (RING_BYTES - 1)), answer, sizeof answer);
-                tail += 32;
-            }
-            head += record[0];
-        }
-        __atomic_store_n(word(128), head, __ATOMIC_RELEASE);
-        __atomic_store_n(word(192), tail, __ATOMIC_RELEASE);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (__atomic_load_n(word(384), __ATOMIC_ACQUIRE) && __atomic_exchange_n(word(384), 0, __ATOMIC_SEQ_CST))
-            eventfd_write(client_fd, 1);
+        else
+            sleep_once();
         idle = 0;
     }
     return NULL;
 }
 
 /* One CPU for each of both threads, if there are two: a scheduler that puts them on one measures itself. */
-static void pin(pthread_t vm)
+static void pin(pthread_t other)
 {
     cpu_set_t all, one;
     if (sched_getaffinity(0, sizeof all, &all) || CPU_COUNT(&all) < 2)
         return;
-    pthread_t threads[] = {pthread_self(), vm};
+    pthread_t threads[] = {pthread_self(), other};
     int cpu = -1;
     for (int i = 0; i < 2; i++) {
         do
@@ -169,54 +158,6 @@ static void pin(pthread_t vm)
         CPU_SET(cpu, &one);
         pthread_setaffinity_np(threads[i], sizeof one, &one);
     }
-}
-
-static sbx_policy *plain_policy(void)
-{
-    static const uint64_t numbers[][6] = {
-        {1}, {65536, 256, 65536, 5000000000u, 1000, 5000000000u}, {0, 503}, {7, 256, 16384, 65536}};
-    static const uint32_t counts[] = {1, 6, 2, 4};
-    uint8_t blob[1024] = "SBXP\1\0\0", *at = blob + 8;
-    for (uint32_t tag = 1; tag < 14; tag++) {
-        uint32_t len = tag <= 2 ? 1 : tag == 3 ? 16 : tag <= 7 ? 8 * counts[tag - 4] : 0;
-        if (tag == 9)
-            continue;
-        memcpy(at, &tag, 4);
-        memcpy(at + 4, &len, 4);
-        if (tag >= 4 && tag <= 7)
-            memcpy(at + 8, numbers[tag - 4], len);
-        at += 8 + ((len + 7) & ~7u);
-    }
-    sbx_policy *policy;
-    sbx_error error;
-    if (sbx_policy_load(blob, (size_t)(at - blob), &policy, &error))
-        give_up(error.text);
-    return policy;
-}
-
-static sbx_channel *open_loop(void)
-{
-    static const uint32_t head[] = {0x43584253, 1, RING_BYTES, 0};
-    size_t size = 4096 + 2 * RING_BYTES;
-    int memfd = memfd_create("bench", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (memfd < 0 || ftruncate(memfd, (off_t)size))
-        give_up("no memfd");
-    shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-    if (shared == MAP_FAILED)
-        give_up("no mapping");
-    memcpy(shared, head, sizeof head);
-    *word(448) = 1;
-    fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-    vm_fd = eventfd(0, EFD_NONBLOCK);
-    client_fd = eventfd(0, EFD_NONBLOCK);
-    sbx_descriptors given = {memfd, dup(vm_fd), dup(client_fd), -1, RING_BYTES, 0, 0};
-    sbx_policy *policy = plain_policy();
-    sbx_channel *channel;
-    sbx_error error;
-    if (sbx_channel_open(&given, policy, &channel, &error))
-        give_up(error.text);
-    sbx_policy_release(policy);
-    return channel;
 }
 
 int main(int argc, char **argv)
@@ -230,13 +171,14 @@ int main(int argc, char **argv)
         give_up("at least 1000 events, for percentiles");
     pthread_t thread;
     sbx_channel *channel;
+    sbx_error error;
     if (loop) {
-        channel = open_loop();
+        if (loop_open(&vm, RING_BYTES, &channel, &error))
+            give_up(error.text);
         pthread_create(&thread, NULL, loop_main, NULL);
         pin(thread);
     } else {
         sbx_attach_options options = {argv[1], argv[2], argv[3], SBX_ANY_UID, 0};
-        sbx_error error;
         if (sbx_attach(&options, 10000000000u, &channel, &error))
             give_up(error.text);
     }
@@ -244,7 +186,7 @@ int main(int argc, char **argv)
     sbx_channel_close(channel);
     if (loop) {
         over = true;
-        eventfd_write(vm_fd, 1);
+        eventfd_write(vm.vm_fd, 1);
         pthread_join(thread, NULL);
     }
     return 0;

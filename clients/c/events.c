@@ -187,12 +187,37 @@ void event_destroy(sbx_event *event)
     channel->spare_count++;
 }
 
-/* What was collected so far is given back; the event itself stays until the VM is through with it. */
+bool event_wants(const sbx_event *event, unsigned kind, uint64_t stream_id)
+{
+    return !event->deaf || (is_effect_kind(kind) && stream_id != event->stream_id);
+}
+
+/* Drops what was collected and nobody wants any more. False: there is nothing else. */
+static bool keep_wanted(const sbx_event *event, struct collected *got)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < got->effect_count; i++)
+        if (event_wants(event, got->effects[i].kind, got->effects[i].stream_id))
+            got->effects[kept++] = got->effects[i];
+    for (unsigned i = 0; got->partial_count && i < MAX_PARTIALS; i++)
+        if (got->partials[i].used && !event_wants(event, got->partials[i].kind, got->partials[i].stream_id)) {
+            got->partials[i].used = false;
+            got->partial_count--;
+        }
+    got->effect_count = kept;
+    got->notice_count = 0;
+    return kept || got->partial_count;
+}
+
+/* What was collected so far is given back, but what is done to other streams; the event itself stays until the VM is
+   through with it. */
 static void go_deaf(sbx_event *event)
 {
     struct budget left = event->got.budget;
     event->deaf = true;
     event->has_body = false;
+    if (keep_wanted(event, &event->got))
+        return;
     collected_shrink(&event->got);
     collected_reset(&event->got, event->channel);
     event->got.budget = left;

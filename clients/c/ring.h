@@ -14,7 +14,12 @@
 #define SBX_COPIED(shared, len) ((void)0)
 #endif
 
-struct backlog;
+struct backlog {
+    struct backlog *next;
+    struct record record;
+    const uint8_t *payload;
+    uint8_t *owned; /* freed with this record: the block that all fragments of a payload lie in */
+};
 
 struct ring {
     uint8_t *shared; /* the whole file */
@@ -54,11 +59,15 @@ static inline uint32_t max_payload(const struct ring *ring)
 
 /* Writes a record's head and returns where `record->payload_len` bytes go. *at NULL: no room. SBX_OK or SBX_BROKEN. */
 int ring_reserve(struct ring *ring, const struct record *record, uint8_t **at);
+void ring_flush(struct ring *ring);
+
+/* backlog.c */
+
 /* SBX_FULL: the backlog would grow past its bound. `always`: whatever it is. Takes `payload`, a heap block or NULL, also
    when it fails. */
 int ring_queue(struct ring *ring, const struct record *record, uint8_t *payload, bool always);
 int ring_pump(struct ring *ring); /* the backlog into the ring; SBX_OK or SBX_BROKEN */
-void ring_flush(struct ring *ring);
+void ring_drop_backlog(struct ring *ring);
 
 static inline bool ring_has_records(const struct ring *ring)
 {

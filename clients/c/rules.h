@@ -58,7 +58,7 @@ static inline enum mode header_mode(const sbx_policy *policy, enum section secti
     return found ? (enum mode)found->mode : MODE_SHOW;
 }
 
-/* ---- view.c, diff.c, write.c ------------------------------------------------------------------------------------- */
+/* ---- view.c, diff.c, restore.c, legal.c, write.c ----------------------------------------------------------------- */
 
 /* What the plugin sees. *hidden false: `view` is `headers` itself. False: no memory. */
 bool view_of(const sbx_policy *policy, enum section section, struct map headers, struct arena *arena, struct map *view,
@@ -70,6 +70,14 @@ sbx_bytes placeholder(const sbx_policy *policy, enum mode mode, sbx_bytes value,
    shown of them. `out` holds the result, `scratch` is used in between. False: no memory. */
 bool changes_of(const sbx_policy *policy, enum section section, struct map headers, struct map view, bool hidden,
                 struct map after, struct arena *out, struct arena *scratch, sbx_changes *changes);
+
+/* Puts the hidden values of the proxy's map in the place of what the plugin was shown of them. False: no memory. */
+bool restore_hidden(const sbx_policy *policy, enum section section, struct map headers, sbx_set *set, struct arena *out,
+                    struct arena *scratch);
+
+/* Of one name, and of an entry: SBX_ALLOWED, or why it must be left out. */
+enum sbx_reason name_problem(const sbx_policy *policy, sbx_bytes name);
+enum sbx_reason entry_problem(const sbx_policy *policy, sbx_bytes name, sbx_bytes value, enum section section);
 
 struct refusals {
     sbx_refusal *list;

@@ -130,6 +130,8 @@ void event_enter(sbx_channel *channel, sbx_event *event); /* into the table; roo
 bool event_table_grow(sbx_channel *channel);
 sbx_event *event_find(const sbx_channel *channel, uint32_t seq);
 void event_leave(sbx_channel *channel, sbx_event *event); /* out of the table */
+/* Whether somebody is to be told of such an effect: of one that nobody waits for, what it does to other streams. */
+bool event_wants(const sbx_event *event, unsigned kind, uint64_t stream_id);
 void event_end(sbx_event *event, int status);             /* tells the caller; may be in the table still */
 void event_told(sbx_event *event);                        /* the caller knows that it ended */
 void events_lose(sbx_channel *channel, int status, bool forget);
@@ -145,6 +147,14 @@ bool charge_loose(sbx_channel *channel, uint64_t bytes);             /* one reco
 
 /* `payload` is in shared memory. SBX_OK or the status of a dead channel. */
 int take_record(sbx_channel *channel, const struct record *record, const uint8_t *payload);
+/* The same, of a record that belongs to no event; loose.c. */
+int take_loose(sbx_channel *channel, const struct record *record, const uint8_t *payload);
+/* The whole payload of a checked effect or notice; `event` NULL: outside events. SBX_AGAIN: pieces are missing. */
+int take_payload(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload,
+                 sbx_bytes *data);
+sbx_effect effect_of(const struct record *record, sbx_bytes data);
+/* Whether a notice is anything that the caller should hear of. */
+bool is_told(const sbx_channel *channel, const sbx_notice *notice);
 /* Turns what an event collected into its verdict. SBX_OK, SBX_BROKEN (not told to the channel yet), SBX_NO_MEMORY. */
 int interpret(sbx_channel *channel, sbx_event *event);
 /* Hands out an effect that arose outside events, in channel->loose. The same. */

@@ -6,10 +6,6 @@
 
 #include <stdlib.h>
 
-#define HALF_RANGE (1u << 31)
-#define RESTART_WINDOW_NS 10000000000ull
-#define MAX_RESTARTS (sizeof((sbx_channel *)0)->restarts / sizeof((sbx_channel *)0)->restarts[0])
-
 /* ---- fragments --------------------------------------------------------------------------------------------------- */
 
 static struct partial *partial_of(struct collected *got, uint64_t stream_id)
@@ -136,7 +132,7 @@ static unsigned flags_of(unsigned kind)
     return is_map_kind(kind) ? SBX_MODIFIED | SBX_END_OF_STREAM : 0;
 }
 
-static sbx_effect effect_of(const struct record *record, sbx_bytes data)
+sbx_effect effect_of(const struct record *record, sbx_bytes data)
 {
     return (sbx_effect){
         .kind = record->kind,
@@ -180,9 +176,8 @@ static bool is_of_the_other_kind(const sbx_channel *channel, const sbx_event *ev
     return connection ? http_alone && !is_data_kind(record->kind) : is_data_kind(record->kind);
 }
 
-/* The whole payload of a checked effect or notice; `event` NULL: outside events. SBX_AGAIN: pieces are missing. */
-static int take_payload(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload,
-                        sbx_bytes *data)
+int take_payload(sbx_channel *channel, sbx_event *event, const struct record *record, const uint8_t *payload,
+                 sbx_bytes *data)
 {
     if (is_effect_kind(record->kind) && (record->stream_id == 0 || record->stream_id >= channel->next_stream_id ||
                                          is_of_the_other_kind(channel, event, record)))
@@ -193,8 +188,7 @@ static int take_payload(sbx_channel *channel, sbx_event *event, const struct rec
     return status;
 }
 
-/* Whether a notice is anything that the caller should hear of. */
-static bool is_told(const sbx_channel *channel, const sbx_notice *notice)
+bool is_told(const sbx_channel *channel, const sbx_notice *notice)
 {
     return notice->kind != SBX_NOTE || notice->arg != SBX_PROPERTY_MISSING ||
            sbx_policy_property_visible(channel->policy, notice->data.data, notice->data.len);
@@ -217,7 +211,7 @@ static int take_effect(sbx_channel *channel, sbx_event *event, const struct reco
 
 static int finish(sbx_channel *channel, sbx_event *event)
 {
-    int status = event->deaf ? SBX_OK : interpret(channel, event);
+    int status = interpret(channel, event);
     if (status == SBX_BROKEN)
         return SBX_BROKEN;
     event_end(event, status);
@@ -242,102 +236,6 @@ static int take_verdict(sbx_channel *channel, sbx_event *event, const struct rec
     return SBX_OK;
 }
 
-/* ---- outside any event ------------------------------------------------------------------------------------------- */
-
-static bool restarts_too_often(sbx_channel *channel)
-{
-    uint64_t now = monotonic_ns(), *oldest = &channel->restarts[channel->restart_count++ % MAX_RESTARTS];
-    bool often = channel->restart_count > MAX_RESTARTS && now - *oldest < RESTART_WINDOW_NS;
-    *oldest = now;
-    return often;
-}
-
-/* Drops what is collected outside events; its budget stays what it is. */
-static void loose_forget(sbx_channel *channel)
-{
-    struct budget left = channel->loose.budget;
-    collected_reset(&channel->loose, channel);
-    channel->loose.budget = left;
-}
-
-static int take_restart(sbx_channel *channel, const struct record *record)
-{
-    if (record->event_seq || record->payload_len || record->arg <= channel->generation || record->arg > UINT32_MAX)
-        return channel_break(channel, SBX_BROKEN, "VM_STARTED that makes no sense");
-    if (restarts_too_often(channel))
-        return channel_break(channel, SBX_BROKEN, "VM claims to restart without end");
-    bool first = channel->generation == 0;
-    channel->generation = (uint32_t)record->arg;
-    loose_forget(channel);
-    /* What was submitted while the first VM started is still in the ring and belongs to that VM. */
-    if (!first) {
-        channel->restart_seq = channel->next_seq == 1 ? UINT32_MAX : channel->next_seq - 1;
-        streams_lose(channel);
-        events_lose(channel, SBX_DOWN, true);
-    }
-    if (channel->hooks.notice) {
-        sbx_notice notice = {SBX_VM_STARTED, 0, 0, record->arg, {NULL, 0}};
-        channel->hooks.notice(channel->hooks.user, &notice);
-    }
-    return SBX_OK;
-}
-
-/* Submitted before the last restart: the new VM may still meet it in the ring. */
-static bool is_stale(const sbx_channel *channel, uint32_t seq)
-{
-    return channel->restart_seq && channel->restart_seq - seq < HALF_RANGE;
-}
-
-static bool was_issued(const sbx_channel *channel, uint32_t seq)
-{
-    uint32_t age = channel->next_seq - seq;
-    return age > 0 && age < HALF_RANGE;
-}
-
-static void tell_notice(const sbx_channel *channel, const struct record *record, sbx_bytes data)
-{
-    sbx_notice notice = {record->kind, record->flags, record->stream_id, record->arg, data};
-    if (channel->hooks.notice && is_told(channel, &notice))
-        channel->hooks.notice(channel->hooks.user, &notice);
-}
-
-/* A notice, or an effect on a stream that goes on, or is answered, without an event of its own. */
-static int take_loose_effect(sbx_channel *channel, const struct record *record, const uint8_t *payload)
-{
-    sbx_bytes data;
-    int status = take_payload(channel, NULL, record, payload, &data);
-    if (!status && is_effect_kind(record->kind)) {
-        sbx_effect effect = effect_of(record, data);
-        status = interpret_loose(channel, &effect);
-    } else if (!status) {
-        tell_notice(channel, record, data);
-    }
-    if (status == SBX_BROKEN)
-        return channel_break(channel, SBX_BROKEN, "malformed effect of kind %u outside any event", record->kind);
-    if (status == SBX_NO_MEMORY && is_effect_kind(record->kind)) /* a stream would wait for ever; a notice is no loss */
-        return channel_break(channel, SBX_BROKEN, "no memory for an effect outside any event");
-    if (!channel->loose.partial_count)
-        loose_forget(channel);
-    return SBX_OK;
-}
-
-static int take_loose(sbx_channel *channel, const struct record *record, const uint8_t *payload)
-{
-    if (!charge_loose(channel, record->payload_len))
-        return channel_break(channel, SBX_BROKEN, "more outside events than the limits allow");
-    if (record->kind == SBX_VM_STARTED)
-        return take_restart(channel, record);
-    if (record->event_seq && is_stale(channel, record->event_seq)) {
-        channel->dropped++;
-        return SBX_OK;
-    }
-    if (record->event_seq && !was_issued(channel, record->event_seq))
-        return channel_break(channel, SBX_BROKEN, "completion for an event that was never submitted");
-    if (record->kind == COMPLETE_VERDICT || (record->event_seq && is_effect_kind(record->kind)))
-        return channel_break(channel, SBX_BROKEN, "effect of an event that has its verdict");
-    return take_loose_effect(channel, record, payload);
-}
-
 int take_record(sbx_channel *channel, const struct record *record, const uint8_t *payload)
 {
     if (record->kind > COMPLETE_LAST || record->flags > FLAGS_ALL)
@@ -352,7 +250,7 @@ int take_record(sbx_channel *channel, const struct record *record, const uint8_t
         return channel_break(channel, SBX_BROKEN, "VM_STARTED within an event");
     if (!charge(&event->got, 1, (uint64_t)record->payload_len + RECORD_OVERHEAD_BYTES))
         return channel_break(channel, SBX_BROKEN, "event with more or larger effects than its limits allow");
-    if (event->deaf)
+    if (!event_wants(event, record->kind, record->stream_id))
         return SBX_OK;
     int status = take_effect(channel, event, record, payload);
     if (status == SBX_BROKEN)

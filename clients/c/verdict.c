@@ -272,6 +272,8 @@ int interpret(sbx_channel *channel, sbx_event *event)
 {
     struct collected *got = &event->got;
     struct turn turn = {.channel = channel, .got = got};
+    if (event->deaf)
+        return interpret_effects(&turn, event->stream_id);
     sbx_stream *stream = event->connection ? sbx_stream_find(channel, event->stream_id) : NULL;
     if (stream && event->kind != SUBMIT_STREAM_CLOSE)
         tcp_verdict(stream, event->verdict.code, event->verdict.state);

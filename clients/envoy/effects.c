@@ -164,8 +164,11 @@ static void take_map(struct filter *filter, const sbx_effect *effect)
 {
     bool trailers = effect->kind == SBX_REQUEST_TRAILERS || effect->kind == SBX_RESPONSE_TRAILERS;
     struct way *way = &filter->ways[effect->kind >= SBX_RESPONSE_HEADERS];
-    if (effect->changes && (trailers ? way->has_trailers : !way->gone))
+    if (effect->changes && (trailers ? way->has_trailers : !way->gone)) {
         apply_changes(filter, map_of(effect->kind), effect->changes);
+        if (effect->kind == SBX_REQUEST_HEADERS) /* what the route was chosen by: as Envoy's own filter does */
+            ENVOY_CALL(http_clear_route_cache)(filter->envoy);
+    }
     if (trailers)
         way->trailers_go = true;
     else

@@ -12,7 +12,7 @@ from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.memfd import ChannelFds
 from sandboxd.client.compiled import Compiled
-from sandboxd.exchange.effects import Stream, by_stream
+from sandboxd.exchange.effects import LateEffects, Stream
 from sandboxd.policy.failure import Cause
 
 LogSink = Callable[[int, str], None]
@@ -43,10 +43,11 @@ class Channel:
         self._on_broken = on_broken
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self._late = LateEffects(self._loop.call_soon, self.streams)
         self.vm = AsyncVm(
             VmClient(fds, policy.event_limits),
             self._loop,
-            Hooks(self._unclaimed, self._loose, self._restarted, self._broken),
+            Hooks(self._unclaimed, self._loose, self._restarted, self._broken, self._late.verdict),
             timeout_ns=policy.limits.time_per_event_ns,
             spin_ns=spin_ns,
         )
@@ -70,17 +71,9 @@ class Channel:
     # --- what the VM says ---
 
     def take(self, verdict: Verdict) -> list[Effect]:
-        """Deal with a verdict's notices and its effects on other streams; returns those on its own."""
+        """Deal with a verdict's notices; returns the effects, which are on its own stream."""
         self._notices(verdict.notices)
-        return self._sort_out(verdict.effects, verdict.stream_id)
-
-    def _sort_out(self, effects: list[Effect], own: int) -> list[Effect]:
-        mine, others = by_stream(effects, own)
-        for stream_id, theirs in others.items():
-            stream = self.streams.get(stream_id)
-            if stream is not None:
-                self._loop.call_soon(stream.late, theirs)  # not from here: the own stream is in the middle of its turn
-        return mine
+        return verdict.effects
 
     def _unclaimed(self, verdict: Verdict) -> None:
         self.take(verdict)
@@ -88,8 +81,8 @@ class Channel:
     def _loose(self, effect: Effect) -> None:
         if effect.kind in layout.NOTICE_KINDS:
             self._notices([effect])
-        else:
-            self._sort_out([effect], 0)
+        elif effect.stream_id in self.streams:
+            self._late.add(effect)
 
     def _notices(self, notices: list[Effect]) -> None:
         """Log what one event brought, within the policy's bounds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map
 from sandboxd.channel.errors import ChannelBroken
@@ -14,7 +15,7 @@ from sandboxd.exchange.side import Ask
 from sandboxd.policy.capabilities import TCP_CALLBACKS
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
-from sandboxd.policy.write_rules import Refusal
+from sandboxd.policy.write_rules import Reason, Refusal
 
 _PHASES = {layout.DOWNSTREAM_DATA: Phase.REQUEST_BODY, layout.UPSTREAM_DATA: Phase.RESPONSE_BODY}
 
@@ -61,6 +62,8 @@ class Flow:
         self._readable = readable
         self._policy = policy
         self._out: list[bytes] = []
+        self._foreign_bytes = 0
+        """Of `_out`: those that came from the VM. The program is told of them, but need not fetch them."""
         self._last = b""
         self._with_vm = self._older_with_vm = False
         self._unanswered = False
@@ -87,16 +90,16 @@ class Flow:
     def pass_by(self) -> None:
         """Let go what has not gone on."""
         if self._kept is not None:
-            self._out.append(bytes(self._kept))
+            self._let_go(bytes(self._kept))
             self._kept.clear()
         elif self._with_vm:
-            self._out.append(self._last)
+            self._let_go(self._last)
         self.ended = self.input_over
         self.held = self._with_vm = self._older_with_vm = False
 
     def go(self, effect: Effect, refusals: list[Refusal], late: bool) -> bool:
         """
-        Let the bytes of an effect go on; False if the policy does not let it.
+        Let the bytes of an effect go on; False if the policy does not let it, or too many were not fetched.
 
         Args:
             effect: data of this direction.
@@ -114,7 +117,7 @@ class Flow:
         self._with_vm, self._older_with_vm = late and self._unanswered, False
         if self._kept is not None:
             gone = len(self._kept) - (len(self._last) if self._with_vm else 0)
-            self._out.append(bytes(self._kept[:gone]))
+            self._let_go(bytes(self._kept[:gone]))
             del self._kept[:gone]
             return True
         if not effect.flags & layout.FLAG_AS_SUBMITTED:
@@ -122,13 +125,19 @@ class Flow:
             if refusal is not None:
                 refusals.append(refusal)
                 return False
-        self._out.append(effect.payload)
-        return True
+            self._foreign_bytes += len(effect.payload)
+        self._let_go(effect.payload)
+        return self._foreign_bytes <= self._policy.event_limits.max_bytes
+
+    def _let_go(self, data: bytes) -> None:
+        if data:
+            self._out.append(data)
 
     def take(self) -> bytes:
         """Return what goes on, once."""
         out = b"".join(self._out)
         self._out.clear()
+        self._foreign_bytes = 0
         return out
 
     def set_state(self, state: int, bits: int) -> None:
@@ -216,9 +225,11 @@ class TcpExchange:
     def _set_property(self, payload: bytes) -> None:
         for path, value in decode_map(payload):
             refusal = self.policy.rules.property(path, value)
+            if refusal is None and len(self._properties) >= limits.MAX_WRITTEN_PROPERTIES:
+                refusal = Refusal(Reason.TOO_MANY, "property")
             if refusal is None:
                 self._properties.append((path, value))
-            else:
+            elif len(self._refusals) < limits.MAX_WRITTEN_PROPERTIES:
                 self._refusals.append(refusal)
 
     def _end(self, *, reset: bool) -> None:

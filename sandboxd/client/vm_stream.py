@@ -67,7 +67,7 @@ class VmStream:
         assert channel is not None
         outcome = channel.vm.poll(event_seq)
         if outcome is None:
-            outcome = await channel.vm.wait(event_seq)
+            outcome = await self._wait(channel, event_seq)
         if isinstance(outcome, Verdict):
             self._verdict(channel, outcome)
         elif outcome is Lost.TIMEOUT:
@@ -76,6 +76,15 @@ class VmStream:
             down = outcome is Lost.DOWN
             self._answered.fail(cause_of_vm_failure(channel.vm.client.vm_failure) if down else channel.dead_cause)
         self._freed.set()  # an event of one direction may free the other
+
+    async def _wait(self, channel: Channel, event_seq: int) -> Verdict | Lost:
+        try:
+            return await channel.vm.wait(event_seq)
+        except asyncio.CancelledError:
+            # What becomes of what was submitted is not waited for: nobody can say any more what goes on.
+            self._answered.fail(Cause.TIMEOUT)
+            self._freed.set()
+            raise
 
     def _submit(self, ask: Ask) -> int:
         """Submit an event; 0 if that is not possible and the failure policy has answered."""

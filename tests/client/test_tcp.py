@@ -6,19 +6,23 @@ import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sandboxd import client
-from sandboxd.channel import layout
+from sandboxd import client, limits
+from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import Effect
 from sandboxd.channel.errors import ChannelBroken
 from sandboxd.client import compiled
+from sandboxd.client.tcp import AsyncConnection
 from sandboxd.client.tcp_exchange import TcpExchange
 from sandboxd.errors import PeerError
 from sandboxd.policy.capabilities import needs
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import Cause
+from sandboxd.policy.write_rules import Reason
 from tests.client.plugins import MORE, policy
 from tests.support.daemon_client import FakeDaemon, fake_daemon
 from tests.support.front_rig import policy as plugin_policy
@@ -240,3 +244,49 @@ def test_what_is_kept_is_bounded() -> None:
 
     assert exchange.data(exchange.downstream, bytes(40_000), False) is None
     assert exchange.outcome().reset
+
+
+@pytest.mark.parametrize("size", [0, 40_000])
+def test_what_a_program_has_not_fetched_is_bounded(size: int) -> None:
+    """The worker frees bytes that were never held, again and again, while the program is busy with a slow peer."""
+    exchange = made("limits: {body_buffer: 64KiB}")
+    most = exchange.policy.event_limits.max_bytes
+    for _ in range(most // 40_000 + 2):
+        exchange.late([effect(DOWN, bytes(size))])
+    pending = exchange.downstream._out
+
+    assert sum(map(len, pending)) <= most
+    assert len(pending) <= most // 40_000
+    assert exchange.finished == (size > 0)
+    assert exchange.outcome().reset == (size > 0)
+
+
+def test_properties_that_a_program_has_not_fetched_are_bounded() -> None:
+    """As in one event."""
+    exchange = made()
+    for number in range(limits.MAX_WRITTEN_PROPERTIES + 1000):
+        exchange.late([effect(layout.PROPERTY_SET, pairs.encode([(b"p%d" % number, b"v")]))])
+    out = exchange.outcome()
+
+    assert len(out.properties) == limits.MAX_WRITTEN_PROPERTIES
+    assert 0 < len(out.refusals) <= limits.MAX_WRITTEN_PROPERTIES
+    assert out.refusals[0].reason is Reason.TOO_MANY
+
+
+async def test_bytes_of_an_event_that_the_program_gave_up_are_not_lost_in_silence() -> None:
+    """Nobody can tell any more what went on of them."""
+
+    async def forever(_: int) -> None:
+        await asyncio.sleep(60)
+
+    vm = SimpleNamespace(
+        open_stream=lambda *_: 1, submit=lambda *_: 1, poll=lambda _: None, wait=forever, close_stream=lambda *_: None
+    )
+    channel: Any = SimpleNamespace(ready=True, closed=False, vm=vm, streams={})
+    connection = AsyncConnection(made().policy, channel, b"")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(connection.downstream_data(b"x"), 0.01)
+    out = await asyncio.wait_for(connection.freed(), 1)
+
+    assert (out.reset, out.failure) == (True, Cause.TIMEOUT)
+    assert not channel.streams

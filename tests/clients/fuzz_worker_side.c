@@ -123,15 +123,28 @@ static void put_guard(struct ring *ring)
     side.guard = room + ring->shared_bytes;
 }
 
+static int memfd = -1;
+
+/* The same memory for one channel after the other: new memory costs more than all that is done with it. */
+static uint8_t *empty_memory(void)
+{
+    static uint8_t *memory;
+    size_t size = PAGE_BYTES + 2 * RING_BYTES;
+    if (memory)
+        return memset(memory, 0, size);
+    memfd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (memfd < 0 || ftruncate(memfd, (off_t)size) || fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        finding("no memfd");
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+    if (memory == MAP_FAILED)
+        finding("no memory");
+    return memory;
+}
+
 void open_side(void)
 {
     static const sbx_hooks hooks = {NULL, on_notice, on_late};
-    size_t size = PAGE_BYTES + 2 * RING_BYTES;
-    int memfd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (memfd < 0 || ftruncate(memfd, (off_t)size))
-        finding("no memfd");
-    side = (struct side){.wild = chance(15)};
-    side.shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+    side = (struct side){.wild = chance(15), .shared = empty_memory()};
     *word(AT_MAGIC) = CHANNEL_MAGIC;
     *word(AT_VERSION) = CHANNEL_VERSION;
     *word(AT_RING_BYTES) = RING_BYTES;
@@ -139,10 +152,9 @@ void open_side(void)
     uint32_t start = chance(50) ? 0u - 8u * pick(20000) : 8 * pick(1000);
     *word(AT_SQ_TAIL) = *word(AT_SQ_HEAD) = start;
     *word(AT_CQ_TAIL) = *word(AT_CQ_HEAD) = side.tail = start;
-    fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     side.vm_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     side.client_event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    sbx_descriptors given = {memfd, dup(side.vm_event_fd), dup(side.client_event_fd), -1, RING_BYTES, 100000, 0};
+    sbx_descriptors given = {dup(memfd), dup(side.vm_event_fd), dup(side.client_event_fd), -1, RING_BYTES, 100000, 0};
     sbx_error error;
     if (sbx_channel_open(&given, policies[pick(2)], &side.channel, &error))
         finding(error.text);
@@ -155,7 +167,6 @@ void close_side(void)
 {
     sbx_channel_close(side.channel);
     munmap(side.guard, PAGE_BYTES);
-    munmap(side.shared, PAGE_BYTES + 2 * RING_BYTES);
     close(side.vm_event_fd);
     close(side.client_event_fd);
 }

@@ -6,21 +6,17 @@
  *     stress_wake TURNS SEED      prints how often each side slept
  */
 #include "internal.h"
+#include "loop.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define RING_BYTES MIN_RING_BYTES
 
-static uint8_t *shared;
-static int vm_fd, client_fd;
+static struct loop vm;
 static uint64_t turns;
 static unsigned vm_slept;
 
@@ -44,44 +40,22 @@ void stress_step(void)
     delay(&state);
 }
 
-static uint32_t *word(uint32_t offset)
+/* Answers what was submitted. Returns how many events there were. */
+static unsigned serve(uint64_t *state)
 {
-    return (uint32_t *)(void *)(shared + offset);
-}
-
-/* Takes what was submitted, answers each event with a verdict. Returns how many events there were. */
-static unsigned serve(uint32_t *head, uint32_t *tail, uint64_t *state)
-{
-    unsigned events = 0;
-    uint32_t end = __atomic_load_n(word(AT_SQ_TAIL), __ATOMIC_ACQUIRE);
-    while (*head != end) {
-        const uint8_t *at = shared + PAGE_BYTES + (*head & (RING_BYTES - 1));
-        uint32_t size = get_u32(at);
-        uint16_t kind = get_u16(at + 4);
-        if (kind != KIND_PAD && kind != SUBMIT_STREAM_OPEN) {
-            uint8_t *to = shared + PAGE_BYTES + RING_BYTES + (*tail & (RING_BYTES - 1)); /* 32 divides the ring */
-            put_u32(to, RECORD_BYTES);
-            put_u32(to + 4, COMPLETE_VERDICT);
-            put_u64(to + 8, get_u64(at + 8));
-            put_u32(to + 16, get_u32(at + 16));
-            put_u32(to + 20, 0);
-            put_u64(to + 24, 0);
-            *tail += RECORD_BYTES;
-            events++;
-        }
-        *head += size;
-        __atomic_store_n(word(AT_SQ_HEAD), *head, __ATOMIC_RELEASE);
-    }
+    uint32_t *need_wake = loop_word(&vm, AT_CLIENT_NEED_WAKE);
+    unsigned events = loop_answer(&vm);
+    __atomic_store_n(loop_word(&vm, AT_SQ_HEAD), vm.head, __ATOMIC_RELEASE);
     delay(state);
-    __atomic_store_n(word(AT_CQ_TAIL), *tail, __ATOMIC_RELEASE);
+    __atomic_store_n(loop_word(&vm, AT_CQ_TAIL), vm.tail, __ATOMIC_RELEASE);
     delay(state);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     delay(state);
-    if (__atomic_load_n(word(AT_CLIENT_NEED_WAKE), __ATOMIC_ACQUIRE)) {
+    if (__atomic_load_n(need_wake, __ATOMIC_ACQUIRE)) {
         delay(state);
-        if (__atomic_exchange_n(word(AT_CLIENT_NEED_WAKE), 0, __ATOMIC_SEQ_CST)) {
+        if (__atomic_exchange_n(need_wake, 0, __ATOMIC_SEQ_CST)) {
             delay(state);
-            eventfd_write(client_fd, 1);
+            eventfd_write(vm.client_fd, 1);
         }
     }
     return events;
@@ -90,16 +64,15 @@ static unsigned serve(uint32_t *head, uint32_t *tail, uint64_t *state)
 static void *vm_main(void *seed)
 {
     uint64_t state = *(const uint64_t *)seed * 0x9E3779B97F4A7C15u + 7, served = 0;
-    uint32_t head = 0, tail = 0;
     while (served < turns) {
-        served += serve(&head, &tail, &state);
+        served += serve(&state);
         delay(&state);
-        __atomic_store_n(word(AT_VM_NEED_WAKE), 1, __ATOMIC_SEQ_CST);
+        __atomic_store_n(loop_word(&vm, AT_VM_NEED_WAKE), 1, __ATOMIC_SEQ_CST);
         delay(&state);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         delay(&state);
-        if (__atomic_load_n(word(AT_SQ_TAIL), __ATOMIC_ACQUIRE) == head && served < turns) {
-            struct pollfd fd = {.fd = vm_fd, .events = POLLIN};
+        if (!loop_has_work(&vm) && served < turns) {
+            struct pollfd fd = {.fd = vm.vm_fd, .events = POLLIN};
             eventfd_t count;
             vm_slept++;
             if (poll(&fd, 1, 20000) == 0) {
@@ -107,64 +80,29 @@ static void *vm_main(void *seed)
                 exit(1);
             }
             delay(&state);
-            eventfd_read(vm_fd, &count);
+            eventfd_read(vm.vm_fd, &count);
         }
         delay(&state);
-        __atomic_store_n(word(AT_VM_NEED_WAKE), 0, __ATOMIC_RELEASE);
+        __atomic_store_n(loop_word(&vm, AT_VM_NEED_WAKE), 0, __ATOMIC_RELEASE);
     }
     return NULL;
-}
-
-static sbx_policy *make_policy(void)
-{
-    /* Empty lists, no needs; generous limits. */
-    static const uint64_t numbers[][6] = {
-        {0}, {65536, 256, 65536, 60000000000ull, 1000, 60000000000ull}, {0, 503}, {7, 256, 16384, 65536}};
-    static const uint32_t counts[] = {1, 6, 2, 4};
-    uint8_t blob[1024] = "SBXP\1\0\0", *at = blob + 8;
-    for (uint32_t tag = 1; tag < 14; tag++) {
-        uint32_t len = tag <= 2 ? 1 : tag == 3 ? 16 : tag <= 7 ? 8 * counts[tag - 4] : 0;
-        if (tag == 9)
-            continue;
-        put_u32(at, tag);
-        put_u32(at + 4, len);
-        for (uint32_t i = 0; tag >= 4 && tag <= 7 && i < counts[tag - 4]; i++)
-            put_u64(at + 8 + 8 * i, numbers[tag - 4][i]);
-        at += 8 + ((len + 7) & ~7u);
-    }
-    sbx_policy *policy;
-    sbx_error error;
-    if (sbx_policy_load(blob, (size_t)(at - blob), &policy, &error)) {
-        fprintf(stderr, "%s\n", error.text);
-        exit(2);
-    }
-    return policy;
 }
 
 int main(int argc, char **argv)
 {
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1, state = seed + 1;
     turns = argc > 1 ? strtoull(argv[1], NULL, 10) : 1000;
-    size_t size = PAGE_BYTES + 2 * RING_BYTES;
-    int memfd = memfd_create("stress", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (memfd < 0 || ftruncate(memfd, (off_t)size))
-        return 2;
-    shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-    *word(AT_MAGIC) = CHANNEL_MAGIC;
-    *word(AT_VERSION) = CHANNEL_VERSION;
-    *word(AT_RING_BYTES) = RING_BYTES;
-    *word(AT_VM_STATE) = VM_READY;
-    fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-    vm_fd = eventfd(0, EFD_NONBLOCK);
-    client_fd = eventfd(0, EFD_NONBLOCK);
-    sbx_descriptors given = {memfd, dup(vm_fd), dup(client_fd), -1, RING_BYTES, 0, 0};
     sbx_channel *channel;
     sbx_stream *stream;
     sbx_error error;
-    if (sbx_channel_open(&given, make_policy(), &channel, &error) || sbx_stream_open(channel, NULL, 0, 1, NULL, &stream))
+    if (loop_open(&vm, RING_BYTES, &channel, &error)) {
+        fprintf(stderr, "%s\n", error.text);
         return 2;
-    pthread_t vm;
-    pthread_create(&vm, NULL, vm_main, &seed);
+    }
+    if (sbx_stream_open(channel, NULL, 0, 1, NULL, &stream))
+        return 2;
+    pthread_t thread;
+    pthread_create(&thread, NULL, vm_main, &seed);
     unsigned client_slept = 0;
     for (uint64_t turn = 0; turn < turns; turn++) {
         sbx_event *event;
@@ -188,7 +126,7 @@ int main(int argc, char **argv)
         }
         sbx_event_free(event);
     }
-    pthread_join(vm, NULL);
+    pthread_join(thread, NULL);
     printf("%u %u times slept\n", client_slept, vm_slept);
     sbx_channel_close(channel);
     return 0;

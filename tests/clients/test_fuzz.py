@@ -105,7 +105,7 @@ def test_the_corpus_finds_nothing(built: Built) -> None:
     ("file", "check", "instead"),
     [
         ("pairs.c", "len >= data.len - at || ", ""),
-        ("write.c", "return SBX_DENIED_BY_POLICY;\n    return SBX_ALLOWED;", "return SBX_ALLOWED;\n    return 0;"),
+        ("legal.c", "return SBX_DENIED_BY_POLICY;\n    return SBX_ALLOWED;", "return SBX_ALLOWED;\n    return 0;"),
         ("rules.c", "rules->hides |= pattern.mode != MODE_SHOW;", ""),
         ("verdict.c", "effect->data = submitted;", ""),
         ("tcp.c", "{flow->readable ? write_bytes", "{len ? write_bytes"),

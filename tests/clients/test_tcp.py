@@ -137,6 +137,29 @@ def test_what_waits_and_what_is_freed_late(rigs: Any) -> None:
     assert [(kind, data) for kind, _, _, data in rig.channel.late] == [(DOWN, b""), (DOWN, b"")]
 
 
+@pytest.mark.parametrize("after", [True, False])
+def test_what_an_event_frees_that_nobody_waits_for_any_more(rigs: Any, after: bool) -> None:
+    """The program gave it up, before or after it had effects; what it does to another connection counts."""
+    rig = rigs(blob())
+    first, second = rig.connect(), rig.connect()
+    rig.step(first, DOWN, b"a", lambda e: [e.verdict(state=DOWN_HELD)])
+    _, event = second.data(DOWN, [b"b"])
+    (asked,) = rig.vm.take()
+    if not after:
+        rig.lib.sbx_event_free(event)
+    piece = (DOWN, layout.FLAG_MORE, 1, asked.seq, 0, b"A")
+    rig.vm.emit([asked.effect(DOWN, b"B"), asked.effect(layout.LOG, b"log", arg=2), piece])
+    assert NAMES[rig.lib.sbx_next(rig.channel.handle, c.byref(c.c_void_p()))] == "AGAIN"
+    if after:
+        rig.lib.sbx_event_free(event)
+    rig.vm.emit([asked.effect(DOWN, b"A", stream_id=1), asked.effect(DOWN, b"B"), asked.verdict()])
+    assert NAMES[rig.lib.sbx_next(rig.channel.handle, c.byref(c.c_void_p()))] == "AGAIN"
+
+    freed = first.take()
+    assert (freed.action, freed.downstream) == (CONTINUE, b"AA")
+    assert second.take().action == RESET
+
+
 @pytest.mark.parametrize("reads", [True, False])
 def test_late_bytes_are_not_those_of_the_event_that_is_with_the_vm(rigs: Any, reads: bool) -> None:
     """The plugin has yet to see them, and may still hold them."""
