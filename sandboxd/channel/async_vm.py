@@ -15,12 +15,12 @@ import enum
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.client import VmClient
-from sandboxd.channel.completions import Effect, Verdict
+from sandboxd.channel.completions import Effect, Verdict, split
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
 
 _LOOKS = 8
@@ -54,11 +54,16 @@ class Hooks:
     unclaimed: Callable[[Verdict], None]
     """A verdict nobody waits for: closed streams, events that timed out."""
     loose: Callable[[Effect], None]
-    """A notice outside any event."""
+    """A notice outside any event, or an effect on a stream outside that stream's own events."""
     restarted: Callable[[int], None]
     """A new generation serves; all streams of the older ones are lost."""
     broken: Callable[[str], None]
     """The channel is dead; told once."""
+    verdict: Callable[[int, bool], None] = field(default=lambda _stream_id, _at_once: None)
+    """
+    A verdict of this stream is handed out, after what ``loose`` was told before: to who waits for it, who is woken in
+    the loop's next turn, or at once.
+    """
 
 
 class AsyncVm:
@@ -286,11 +291,15 @@ class AsyncVm:
             if type(completion) is Verdict:
                 seq = completion.event_seq
                 self._sent_ns.pop(seq, None)
+                verdict, others = split(completion)
+                for effect in others:
+                    self._hooks.loose(effect)
                 if seq == wanted:
                     self._waiting.pop(seq, None)
-                    found = completion
+                    self._hooks.verdict(verdict.stream_id, True)
+                    found = verdict
                 else:
-                    self._hand_out(seq, completion)
+                    self._hand_out(seq, verdict)
             elif type(completion) is Effect:
                 self._hooks.loose(completion)
             else:
@@ -299,13 +308,14 @@ class AsyncVm:
                     self._waiting.pop(wanted, None)
                     found = Lost.DOWN
                 self._on_restart(completion.generation)
-        return found
+        return Lost.BROKEN if wanted and self._dead else found
 
     def _hand_out(self, seq: int, verdict: Verdict) -> None:
         if seq not in self._waiting:
             self._hooks.unclaimed(verdict)
             return
         future = self._waiting.pop(seq)
+        self._hooks.verdict(verdict.stream_id, future is None)
         if future is None:
             self._early[seq] = verdict
         elif future.done():

@@ -36,6 +36,18 @@ class Verdict(NamedTuple):
     """LOG, DENIED, LOGS_DROPPED and NOTE of this event."""
 
 
+def split(verdict: Verdict) -> tuple[Verdict, list[Effect]]:
+    """Return the verdict with effects on its own stream alone, and those on others, each in their order."""
+    own = verdict.stream_id
+    for effect in verdict.effects:
+        if effect.stream_id != own:
+            break
+    else:
+        return verdict, []
+    others = [effect for effect in verdict.effects if effect.stream_id != own]
+    return verdict._replace(effects=[effect for effect in verdict.effects if effect.stream_id == own]), others
+
+
 class VmRestarted(NamedTuple):
     """A new VM serves the channel: all streams of the one before are lost."""
 
@@ -121,7 +133,12 @@ class EventLimits:
     max_bytes: int = 4 * limits.DEFAULT_BODY_BUFFER_BYTES + 8 * limits.MIB
     """Payloads of all effects together, plus 64 bytes for each."""
     max_loose: int = 65_536
-    """Records outside events, per tenth of a second: a ring full of the smallest ones, twice."""
+    """Records outside events at once: a ring full of the smallest ones, twice."""
+    loose_per_window: int = 8_192 + limits.DEFAULT_LOG_LINES_PER_EVENT
+    """
+    Those of each tenth of a second in the long run: as many as hostcore lets itself have. Each costs this side some
+    microseconds, so more would cost it the time of other tenants.
+    """
 
     @classmethod
     def of(cls, body_buffer_bytes: int, log_lines: int, log_bytes: int) -> EventLimits:
@@ -129,6 +146,7 @@ class EventLimits:
         return cls(
             max_effects=16_384 + log_lines + body_buffer_bytes // 4096,
             max_bytes=4 * body_buffer_bytes + log_bytes + 64 * log_lines + 8 * limits.MIB,
+            loose_per_window=8_192 + log_lines,
         )
 
 

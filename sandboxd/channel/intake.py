@@ -30,7 +30,7 @@ from sandboxd.channel.ring import Record
 _EFFECT_OVERHEAD_BYTES = 64
 _HALF_RANGE = 1 << 31
 _LOOSE_WINDOW_NS = 100_000_000
-"""What arises outside events is bounded per so much time. hostcore bounds itself to less."""
+"""What arises outside events is bounded per so much time. hostcore bounds itself as well."""
 
 
 class Pending:
@@ -76,11 +76,17 @@ class Pending:
             raise ChannelBroken("event with more or larger effects than its limits allow")
 
     def abandon(self) -> None:
-        """Nobody waits any more: keep nothing of what comes."""
+        """Nobody waits any more: keep nothing of what comes, but what it does to other streams."""
         self.abandoned = True
         self.payload = None
-        self.effects.clear()
+        self.effects = [effect for effect in self.effects if self.wanted(effect.kind, effect.stream_id)]
         self.notices.clear()
+        if self.partial:
+            self.partial = {number: known for number, known in self.partial.items() if self.wanted(known[0], number)}
+
+    def wanted(self, kind: int, stream_id: int) -> bool:
+        """Return whether somebody is to be told of an effect."""
+        return not self.abandoned or (stream_id != self.stream_id and kind not in NOTICE_KINDS)
 
     def join(self, record: Record) -> bytes | None:
         """Add a fragment, or what is none. Returns the whole payload after the last one."""
@@ -180,7 +186,7 @@ class Intake:
                 raise ChannelBroken("VM_STARTED within an event")
             else:
                 pending.charge(len(record[5]))
-                if not pending.abandoned:
+                if not pending.abandoned or pending.wanted(kind, record[2]):
                     effect = self._effect(pending, record)
                     if effect is not None:
                         (pending.notices if kind in NOTICE_KINDS else pending.effects).append(effect)
@@ -247,9 +253,11 @@ class Intake:
 
     def _charge_loose(self, payload_bytes: int) -> None:
         now_ns = time.monotonic_ns()
-        if now_ns - self._loose_since_ns > _LOOSE_WINDOW_NS and not self._loose.partial:
-            self._loose_since_ns = now_ns
-            self._loose.effects_left = self._loose_limits.max_effects
+        windows = (now_ns - self._loose_since_ns) // _LOOSE_WINDOW_NS
+        if windows and not self._loose.partial:
+            self._loose_since_ns += windows * _LOOSE_WINDOW_NS
+            left = self._loose.effects_left + windows * self._loose_limits.loose_per_window
+            self._loose.effects_left = min(left, self._loose_limits.max_effects)
             self._loose.bytes_left = self._loose_limits.max_bytes
         self._loose.charge(payload_bytes)
 

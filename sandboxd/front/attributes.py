@@ -143,7 +143,7 @@ def _scalar(name: str, value: Value) -> bytes:
 
 
 def _number(name: str, number: float) -> bytes:
-    if name in _INTEGERS and number == int(number) and abs(number) < 2**63:
+    if name in _INTEGERS and number.is_integer() and abs(number) < 2**63:
         return struct.pack("<q", int(number))
     return struct.pack("<d", number)
 
@@ -151,12 +151,18 @@ def _number(name: str, number: float) -> bytes:
 def _text(name: str, text: str) -> bytes:
     if name in _INTEGERS and re.fullmatch(r"-?\d{1,18}", text):  # Structs tell large integers as text
         return struct.pack("<q", int(text))
-    if name in _TIMES and (nanoseconds := _time_ns(text)) is not None:
+    nanoseconds = _time_ns(text) if name in _TIMES else _duration_ns(text) if name in _DURATIONS else None
+    if nanoseconds is not None and abs(nanoseconds) < 2**63:
         return struct.pack("<q", nanoseconds)
-    if name in _DURATIONS and (found := _DURATION.fullmatch(text)) is not None:
-        nanoseconds = int(found[2]) * 1_000_000_000 + int((found[3] or "").ljust(9, "0"))
-        return struct.pack("<q", -nanoseconds if found[1] else nanoseconds)
     return text.encode()
+
+
+def _duration_ns(text: str) -> int | None:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
+    nanoseconds = int(found[2]) * 1_000_000_000 + int((found[3] or "").ljust(9, "0"))
+    return -nanoseconds if found[1] else nanoseconds
 
 
 def _time_ns(text: str) -> int | None:

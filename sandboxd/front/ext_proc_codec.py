@@ -224,7 +224,8 @@ class Exchange:
             self.request.resumed()
         self._apply(effects)
         for side in (self.request, self.response):
-            if not self.finished:
+            # The reply to a message that is with the plugin is its verdict's; what goes on now goes with that.
+            if not self.finished and not (side.unanswered and not side.waiting):
                 self._settle(side)
 
     def _apply(self, effects: Iterable[Effect]) -> None:

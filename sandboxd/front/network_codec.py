@@ -91,6 +91,8 @@ class NetworkExchange:
         """
         if message.HasField("read_data") == message.HasField("write_data"):
             raise PeerError("ProcessingRequest needs exactly one of read_data and write_data")
+        if self.finished:
+            return []  # it was sent before the proxy has met the last reply
         asks = self._begin() if self._first else []
         self._note_properties(message)
         side, data = (

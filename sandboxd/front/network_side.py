@@ -68,10 +68,11 @@ class NetworkSide:
         "_ended",
         "_kept",
         "_out",
+        "_out_bytes",
         "_plugin",
         "_report",
         "_unchanged",
-        "_unseen_bytes",
+        "_unseen",
         "_with_vm",
         "_withheld",
         "end_sent",
@@ -106,14 +107,15 @@ class NetworkSide:
         self._plugin = plugin
         self._report = report
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._ended = False
         self._unchanged = False
         self._with_vm = False
         """The VM was shown a message whose bytes it has not let go yet."""
         self._withheld = False
         """So it was when the last message came."""
-        self._unseen_bytes = 0
-        """Of the message that came last, while its event has no verdict."""
+        self._unseen = False
+        """The message that came last has no verdict yet, so its reply is not to be used for anything else."""
         # Who may not read or not write says when bytes go on, not which: the true ones stay here.
         writable = readable and plugin.policy.write.body
         self._kept: bytearray | None = None if writable else bytearray()
@@ -132,7 +134,7 @@ class NetworkSide:
         self.last = (data, end_of_stream)
         self.owed += 1
         self.owed_since = now
-        self._unseen_bytes = len(data)
+        self._unseen = True
         if self._kept is not None:
             # A worker that says it holds nothing, and yet lets nothing go, must not fill our memory.
             held = self.held or self._kept
@@ -144,11 +146,11 @@ class NetworkSide:
 
     def seen(self) -> None:
         """The event of the message that came last has its verdict."""
-        self._unseen_bytes = 0
+        self._unseen = False
 
     def pass_by(self) -> None:
         """Let go the message that came last, without the plugin."""
-        self._unseen_bytes = 0
+        self._unseen = False
         if self._kept is not None:
             self._let_go(bytes(self._kept))
             self._kept.clear()
@@ -166,7 +168,9 @@ class NetworkSide:
     @property
     def can_pass_by(self) -> bool:
         """Whether all bytes that are not passed on yet are here, and the proxy waits for them."""
-        return not self._with_vm or (self.owed > 0 and (self._kept is not None or not self._withheld))
+        if self._kept is not None:
+            return self.owed > 0 or (not self._kept and self._ended == self.input_over)
+        return not self._with_vm or (self.owed > 0 and not self._withheld)
 
     # --- from the VM ---
 
@@ -182,15 +186,17 @@ class NetworkSide:
         if self._ended or (end and not self.input_over):
             raise ChannelBroken(f"{self.names.word} data after their end, or an end that never came")
         self._ended = end
-        self._with_vm = False
+        # What comes late, before a verdict, is of older bytes alone: the plugin has yet to see the last.
+        self._with_vm, self._withheld = self._unseen, False
         self._unchanged = bool(effect.flags & layout.FLAG_AS_SUBMITTED) and not self._out
         if self._kept is None:
             if not effect.flags & layout.FLAG_AS_SUBMITTED:
                 self._check_size(len(effect.payload))
+            if self._unseen:
+                self._check_early(len(effect.payload))
             self._let_go(effect.payload)
             return
-        # What comes late, before a verdict, is of older bytes alone: the plugin has yet to see the last.
-        gone = len(self._kept) - self._unseen_bytes
+        gone = len(self._kept) - (len(self.last[0]) if self._unseen else 0)
         true = bytes(self._kept[:gone])
         del self._kept[:gone]
         if self.readable and effect.payload != true:
@@ -203,35 +209,49 @@ class NetworkSide:
             self._report(f"refused.{refusal.reason}", refusal.name)
             raise CannotCarryError("data_too_large")
 
+    def _check_early(self, size: int) -> None:
+        """Of what goes on with the next verdict only so much is kept as an honest VM can have held."""
+        if self._out_bytes + size > self._plugin.policy.limits.body_buffer_bytes:
+            raise CannotCarryError("data_held")
+
     def _let_go(self, data: bytes) -> None:
-        self._out.append(data)
+        if data or not self._out:
+            self._out.append(data)
+            self._out_bytes += len(data)
+
+    def _take(self) -> bytes:
+        data = b"".join(self._out)
+        self._out.clear()
+        self._out_bytes = 0
+        return data
 
     # --- to the proxy ---
 
     @property
     def waiting(self) -> bool:
-        """Whether the proxy waits for a reply that only a resume, or more data, brings."""
-        return self.owed > 0 and self.held
+        """Whether the proxy waits for a reply that only a resume, or more data, brings, and no verdict will."""
+        return self.owed > 0 and self.held and not self._unseen
 
     def settle(self) -> None:
         """
-        Write the replies that can be written now.
+        Write the replies that can be written now; the one of a message without a verdict is left for that.
 
         Raises:
             CannotCarryError: bytes go on, and the proxy waits for none.
         """
+        free = self.owed - self._unseen
         if self._out or (self._ended and not self.end_sent):
-            if not self.owed:
-                self._out.clear()
+            if free:
+                self._answer_empty(free - 1)
+                self._answer(self._take())
+            elif not self._unseen:
+                self._take()
                 raise CannotCarryError("late_data")
-            self._answer_empty(self.owed - 1)
-            self._answer(b"".join(self._out))
-            self._out.clear()
         elif not self.held:
-            self._with_vm = False
-            self._answer_empty(self.owed)
-        elif self.owed > 1:
-            self._answer_empty(self.owed - 1)
+            self._with_vm = self._unseen
+            self._answer_empty(free)
+        elif free > 1:
+            self._answer_empty(free - 1)
 
     def park(self) -> None:
         """The proxy has waited long enough: it gets an empty reply, what is held stays held."""
@@ -254,8 +274,8 @@ class NetworkSide:
 
     def drop(self) -> None:
         """The connection is over."""
-        self._out.clear()
+        self._take()
         if self._kept is not None:
             self._kept.clear()
         self.owed = 0
-        self.held = False
+        self.held = self._unseen = False

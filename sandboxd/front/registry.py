@@ -17,7 +17,7 @@ from sandboxd.channel.async_vm import AsyncVm, Hooks
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.errors import PeerError
-from sandboxd.exchange.effects import Stream, by_stream
+from sandboxd.exchange.effects import LateEffects, Stream
 from sandboxd.front.counters import Counters, PluginCounters
 from sandboxd.front.plugin import Plugin
 from sandboxd.policy.failure import Cause
@@ -74,7 +74,8 @@ class Channel:
         asked = plugin.policy.limits
         counters.limit_log(asked.log_lines_per_second, asked.log_bytes_per_second)
         counters.name_budgets(plugin.policy)
-        hooks = Hooks(self._unclaimed, self._loose, self._restarted, self._broken)
+        self._late = LateEffects(self._loop.call_soon, self.streams)
+        hooks = Hooks(self._unclaimed, self._loose, self._restarted, self._broken, self._late.verdict)
         self.vm = AsyncVm(
             VmClient(fds, plugin.event_limits),
             self._loop,
@@ -105,26 +106,10 @@ class Channel:
     # --- what the VM says ---
 
     def take(self, verdict: Verdict) -> list[Effect]:
-        """Deal with a verdict's notices and with effects on other streams; returns those on its own."""
+        """Deal with a verdict's notices; returns the effects, which are on its own stream."""
         if verdict.notices:
             self._note(verdict.notices)
-        effects = verdict.effects
-        own = verdict.stream_id
-        for effect in effects:
-            if effect.stream_id != own:
-                return self._sort_out(effects, own)
-        return effects
-
-    def _sort_out(self, effects: list[Effect], own: int) -> list[Effect]:
-        mine, others = by_stream(effects, own)
-        for stream_id, theirs in others.items():
-            stream = self.streams.get(stream_id)
-            if stream is None:
-                self.counters.count("effects_on_closed_streams", len(theirs))
-            else:
-                # Not from here: the verdict's own stream may be in the middle of its turn.
-                self._loop.call_soon(stream.late, theirs)
-        return mine
+        return verdict.effects
 
     def _unclaimed(self, verdict: Verdict) -> None:
         self.take(verdict)
@@ -132,8 +117,10 @@ class Channel:
     def _loose(self, effect: Effect) -> None:
         if effect.kind in layout.NOTICE_KINDS:
             self._note([effect])
+        elif effect.stream_id not in self.streams:
+            self.counters.count("effects_on_closed_streams")
         else:
-            self._sort_out([effect], 0)
+            self._late.add(effect)
 
     def _note(self, notices: list[Effect]) -> None:
         asked = self.plugin.policy.limits

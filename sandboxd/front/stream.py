@@ -115,7 +115,7 @@ class ProcessStream:
         self._freed: asyncio.Future[None] | None = None
         """What `run` waits for when the proxy's last message has come and its answer is held."""
         self._late_task: asyncio.Task[None] | None = None
-        """The last that has been made to write late replies."""
+        """The last that has been made to write late replies; one at a time."""
 
     async def run(self) -> bytes:
         """
@@ -152,7 +152,7 @@ class ProcessStream:
                 if replies:
                     self._graceful = True
                     return replies.pop()
-            elif replies and not self._writing:
+            elif replies and (not self._writing or await self._late_written()):
                 # The same as `_flush`, without its coroutine: this is the common way.
                 self._writing = True
                 try:
@@ -193,10 +193,15 @@ class ProcessStream:
             self._watch_pause(exchange)
             self._freed = self._loop.create_future()
             await self._freed
-        if self._late_task is not None:
-            await asyncio.wait([self._late_task])  # two must not write at a time
+        await self._late_written()  # two must not write at a time
         while len(exchange.replies) > 1:
             await self._context.write(exchange.replies.pop(0))
+
+    async def _late_written(self) -> bool:
+        """Wait until late replies are written; True."""
+        if self._late_task is not None:
+            await asyncio.wait([self._late_task])
+        return True
 
     async def _begin(self) -> Conversation:
         """Choose the channel: with the first message, so that a stream never uses one that was replaced before."""
@@ -326,7 +331,9 @@ class ProcessStream:
             self._flush_soon(exchange)
 
     def _flush_soon(self, exchange: Conversation) -> None:
-        if self._freed is None:
+        if self._freed is None and self._late_task is not None and not self._late_task.done():
+            self._watch_pause(exchange)  # it writes these as well
+        elif self._freed is None:
             self._late_task = self._loop.create_task(self._late_flush(exchange))
             self._keep(self._late_task)
         elif not self._freed.done():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 
@@ -219,6 +220,21 @@ def test_abandoned_events_keep_nothing(both: Both) -> None:
     assert verdict.notices == []
 
 
+def test_what_an_abandoned_event_does_to_other_streams_counts(both: Both) -> None:
+    """Also if it comes in pieces, of which some were there before; pieces of its own are forgotten with the rest."""
+    other = both.open()
+    event = both.ask(both.open(), BODY, b"x")
+    pieces = [(BODY, layout.FLAG_MORE, stream, event.seq, 0, b"fir") for stream in (other, event.stream_id)]
+    both.vm.emit(pieces)
+    assert both.client.drain() == []
+    both.client.abandon(event.seq)
+    both.vm.emit([event.effect(BODY, b"st", stream_id=other), event.effect(BODY, b"st"), event.verdict()])
+    (verdict,) = both.client.drain()
+
+    assert isinstance(verdict, Verdict)
+    assert [(effect.stream_id, effect.payload) for effect in verdict.effects] == [(other, b"first")]
+
+
 # --- sleeping ---
 
 
@@ -352,6 +368,24 @@ def test_quiet_vm_may_speak_outside_events_for_ever(monkeypatch: pytest.MonkeyPa
         now_ns[0] += 1_000_000_000
         both.vm.emit([(layout.LOG, 0, 0, 0, 2, b"tick")])
         assert len(both.client.drain()) == 1
+    both.close()
+
+
+@pytest.mark.parametrize(("records", "breaks"), [(20, False), (60, True)])
+def test_what_arises_outside_events_is_bounded_in_the_long_run(
+    monkeypatch: pytest.MonkeyPatch, records: int, breaks: bool
+) -> None:
+    """Much at once is allowed, but not each tenth of a second: every record costs this side time."""
+    now_ns = [0]
+    monkeypatch.setattr("sandboxd.channel.intake.time.monotonic_ns", lambda: now_ns[0])
+    both = Both(limits=EventLimits(max_loose=100, loose_per_window=20))
+    windows = 0
+    with pytest.raises(ChannelBroken, match="its limits") if breaks else contextlib.nullcontext():
+        for windows in range(50):
+            now_ns[0] += 100_000_000
+            both.vm.emit([(layout.NOTE, 0, 0, 0, 7, b"")] * (100 if windows == 0 else records))
+            both.client.drain()
+    assert windows == (1 if breaks else 49)
     both.close()
 
 

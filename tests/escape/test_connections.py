@@ -23,7 +23,8 @@ from tests.support.hostile_connections import FORGED, PEEKED
 
 PROBE = ROOT / "tests" / "guests" / "c" / "c_tcp_probe.wasm"
 BROKEN = ("tcp-http-effects", "tcp-forged-end", "tcp-endless")
-OPEN = ("tcp-twin", "tcp-others", *BROKEN)
+LATE = ("tcp-late-others", "tcp-late-flood")
+OPEN = ("tcp-twin", "tcp-late-twin", "tcp-others", *BROKEN, *LATE)
 MORE = "limits: {time_per_event: 500ms}\nfailure: {restart: {backoff: 0ms, max_crashes: 1000}}"
 BLIND = "deny: [proxy_get_buffer_bytes, proxy_set_buffer_bytes, proxy_get_buffer_status]"
 METHOD = "/envoy.service.network_ext_proc.v3.NetworkExternalProcessor/Process"
@@ -88,6 +89,19 @@ def test_broken_rules_cost_the_worker_and_reset_the_connection(target: Target, d
 
     assert answer.connection_status == answer.CLOSE_RST
     assert not answer.HasField("read_data")
+    target.killed_for(deed, "broke a channel")
+
+
+def test_twin_that_frees_bytes_late_is_served(target: Target) -> None:
+    """Outside any event, on its own connection."""
+    (answer,) = attack(target, "tcp-late-twin")
+    assert (answer.read_data.data, answer.connection_status) == (FORGED, answer.CONTINUE)
+
+
+@pytest.mark.parametrize("deed", LATE)
+def test_what_it_does_outside_events_is_bounded(target: Target, deed: str) -> None:
+    """Connections that were never opened, or more than a timer brings, cost the worker; the front goes on."""
+    attack(target, deed)
     target.killed_for(deed, "broke a channel")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect
 from sandboxd.front.conversation import Ask
 from sandboxd.front.network_codec import NetworkExchange
+from sandboxd.policy.failure import Cause
 from sandboxd.protos import network_ext_proc_pb2 as pb
 from tests.support.front_rig import FUNCTIONS, plugin
 
@@ -123,3 +125,111 @@ def test_a_worker_that_lets_nothing_go_cannot_fill_the_fronts_memory() -> None:
             break
     assert exchange.finished
     assert "network_ext_proc.cannot_carry.data_held" in reports
+
+
+def begun(text: str = "", functions: tuple[str, ...] = FUNCTIONS) -> tuple[NetworkExchange, list[str], list[float]]:
+    """Return an exchange whose plugin has seen the connection and holds its first bytes, its reports and its clock."""
+    reports: list[str] = []
+    now = [0.0]
+    made = plugin(text, functions=functions)
+    exchange = NetworkExchange(made, lambda name, _: reports.append(name), clock=lambda: now[0])
+    _, data = exchange.receive(pb.ProcessingRequest(read_data={"data": b"first"}))
+    exchange.answer(Ask(layout.NEW_CONNECTION, b"", False), [], 0)
+    exchange.answer(data, [], PAUSED[DOWN])
+    return exchange, reports, now
+
+
+def answers(exchange: NetworkExchange) -> list[bytes]:
+    """Return the data of each downstream reply; nothing else was said."""
+    replies = [pb.ProcessingResponse.FromString(reply) for reply in exchange.replies]
+    assert all(reply.HasField("read_data") for reply in replies)
+    return [reply.read_data.data for reply in replies]
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_what_is_freed_late_leaves_the_next_message_its_reply(parked: bool) -> None:
+    """A timer frees the first bytes while the second are with the plugin, which lets them go as well."""
+    exchange, _, now = begun()
+    if parked:
+        now[0] += exchange.pause_s + 1
+        exchange.pause_over()
+    (second,) = exchange.receive(pb.ProcessingRequest(read_data={"data": b"second"}))
+    exchange.late([Effect(DOWN, 0, 1, 0, 0, b"first")])
+    exchange.answer(second, [Effect(DOWN, 0, 1, 2, 0, b"second")], 0)
+
+    assert b"".join(answers(exchange)) == b"firstsecond"
+    assert len(exchange.replies) == 2
+    assert not exchange.finished
+
+
+def test_what_happens_in_one_direction_leaves_the_other_its_reply() -> None:
+    """Upstream bytes are freed while the plugin looks at downstream ones."""
+    exchange, _, _ = begun()
+    (up,) = exchange.receive(pb.ProcessingRequest(write_data={"data": b"answer"}))
+    exchange.late([Effect(DOWN, 0, 1, 0, 0, b"first")])
+    assert answers(exchange) == [b"first"]
+    exchange.answer(up, [Effect(UP, 0, 1, 2, 0, b"answer")], 0)
+
+    assert pb.ProcessingResponse.FromString(exchange.replies[1]).write_data.data == b"answer"
+    assert not exchange.finished
+
+
+@pytest.mark.parametrize("functions", [FUNCTIONS, ("proxy_log",)])
+def test_failing_open_lets_go_what_the_plugin_has_yet_to_see(functions: tuple[str, ...]) -> None:
+    """It fails on the second bytes, after a timer has freed the first: none are lost."""
+    exchange, _, _ = begun("failure: {policy: open}", functions)
+    exchange.receive(pb.ProcessingRequest(read_data={"data": b"second"}))
+    exchange.late([Effect(DOWN, 0, 1, 0, 0, b"first")])
+    exchange.fail(Cause.TRAP)
+
+    assert exchange.bypassed
+    assert b"".join(answers(exchange)) == b"firstsecond"
+    assert len(exchange.replies) == 2
+
+
+def test_a_pause_that_lasts_does_not_answer_what_the_plugin_looks_at() -> None:
+    """Its event may take longer than a pause."""
+    exchange, _, now = begun("limits: {time_per_event: 5s, time_per_pause: 100ms}")
+    (second,) = exchange.receive(pb.ProcessingRequest(read_data={"data": b"second"}))
+    now[0] += 1
+    assert not exchange.waiting  # else the pause's timer would run out again and again until the verdict
+    exchange.pause_over()
+    exchange.answer(second, [Effect(DOWN, 0, 1, 2, 0, b"firstsecond")], 0)
+
+    assert b"".join(answers(exchange)) == b"firstsecond"
+    assert len(exchange.replies) == 2
+    assert not exchange.finished
+
+
+def test_what_comes_late_before_a_verdict_is_bounded() -> None:
+    """An honest VM frees what it holds once; another one goes on until the event's time is over."""
+    exchange, reports, now = begun("limits: {body_buffer: 64KiB}")
+    now[0] += exchange.pause_s + 1
+    exchange.pause_over()
+    exchange.receive(pb.ProcessingRequest(read_data={"data": b"second"}))
+    for _ in range(3):
+        exchange.late([Effect(DOWN, 0, 1, 0, 0, bytes(40 * 1024))])
+
+    assert exchange.finished
+    assert "network_ext_proc.cannot_carry.data_held" in reports
+
+
+def test_failing_open_needs_a_message_for_what_is_kept() -> None:
+    """The worker says that it holds nothing, so the proxy was answered: it waits for no bytes any more."""
+    exchange, _, _ = begun("failure: {policy: open}", ("proxy_log",))
+    (last,) = exchange.receive(pb.ProcessingRequest(read_data={"data": b"second", "end_of_stream": True}))
+    exchange.answer(last, [], 0)
+    exchange.fail(Cause.TRAP)
+
+    reply = pb.ProcessingResponse.FromString(exchange.replies[-1])
+    assert reply.connection_status == reply.CLOSE_RST
+    assert exchange.finished
+
+
+def test_nothing_is_said_after_the_last_word() -> None:
+    """A message that came before the proxy has met it."""
+    exchange, _, _ = begun()
+    exchange.late([Effect(layout.CLOSE_STREAM, 0, 1, 0, 0, b"")])
+    assert len(exchange.replies) == 1
+    assert exchange.receive(pb.ProcessingRequest(write_data={"data": b"more"})) == []
+    assert len(exchange.replies) == 1

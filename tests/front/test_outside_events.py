@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.channel import layout
-from sandboxd.channel.completions import LocalResponse, encode_local_response
+from sandboxd.channel.completions import Effect, LocalResponse, encode_local_response
+from sandboxd.front.ext_proc_codec import Exchange
+from sandboxd.front.side import FULL_DUPLEX_STREAMED, STREAMED
 from tests.support.fake_vm import Event, pass_through
 from tests.support.front_rig import Rig, plugin, request_headers
 
@@ -95,3 +98,25 @@ async def test_effects_on_a_stream_that_is_over_are_counted(rig: Rig) -> None:
     await second.done()
 
     await rig.until(lambda: rig.count("effects_on_closed_streams") == 1)
+
+
+@pytest.mark.parametrize("mode", [STREAMED, FULL_DUPLEX_STREAMED])
+def test_a_body_that_is_freed_while_the_next_piece_is_with_the_plugin(mode: int) -> None:
+    """Both go on, in their order, and each message has its reply."""
+    exchange = Exchange(plugin(), lambda *_: None)
+    message = request_headers(eos=False)
+    message.protocol_config.request_body_mode = mode
+    asks = exchange.receive(message)
+    exchange.answer(asks[0], [Effect(layout.REQUEST_HEADERS, 0, 1, 1, 0, b"")], 0)
+    (first,) = exchange.receive(pb.ProcessingRequest(request_body={"body": b"first"}))
+    exchange.answer(first, [], layout.STATE_REQUEST_PAUSED)
+    (second,) = exchange.receive(pb.ProcessingRequest(request_body={"body": b"second", "end_of_stream": True}))
+    exchange.late([Effect(layout.REQUEST_BODY, 0, 1, 0, 0, b"first")])
+    exchange.answer(second, [Effect(layout.REQUEST_BODY, layout.FLAG_END_OF_STREAM, 1, 3, 0, b"second")], 0)
+
+    mutations = [
+        pb.ProcessingResponse.FromString(reply).request_body.response.body_mutation for reply in exchange.replies[1:]
+    ]
+    assert b"".join(mutation.body + mutation.streamed_response.body for mutation in mutations) == b"firstsecond"
+    if mode == STREAMED:
+        assert [mutation.WhichOneof("mutation") for mutation in mutations] == ["clear_body", "body"]

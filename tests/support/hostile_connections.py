@@ -13,6 +13,7 @@ FORGED = b"forged"
 PEEKED = b"peeked"
 """The property that tells what the worker was shown."""
 ENDLESS = 64
+LATE = 400_000
 
 
 class ConnectionDeeds:
@@ -48,3 +49,19 @@ class ConnectionDeeds:
         for _ in range(ENDLESS):
             yield event.effect(DOWN, bytes(1 << 20))
         yield event.verdict()
+
+    def tcp_late_twin(self, event: Event) -> Iterable[Record]:
+        """No misdeed: holds the bytes and frees them outside any event, as a timer does."""
+        return [event.verdict(0, layout.STATE_REQUEST_PAUSED), (DOWN, 0, event.stream_id, 0, 0, FORGED)]
+
+    def tcp_late_others(self, event: Event) -> Iterable[Record]:
+        """The same on every connection that anybody might have."""
+        yield event.verdict(0, layout.STATE_REQUEST_PAUSED)
+        for stream_id in range(1, 400):
+            yield (DOWN, 0, stream_id, 0, 0, FORGED)
+
+    def tcp_late_flood(self, event: Event) -> Iterable[Record]:
+        """The same again and again, without bytes, to keep the front busy."""
+        yield event.verdict(0, layout.STATE_REQUEST_PAUSED)
+        for _ in range(LATE):
+            yield (DOWN, 0, event.stream_id, 0, 0, b"")
