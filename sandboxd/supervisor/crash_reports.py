@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from sandboxd.policy.model import PluginPolicy, RestartPolicy, TenantPolicy
 from sandboxd.supervisor import budgets
 from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.ledger import Crash, Ledger, Ruling, Subject, quarantine_text
-from sandboxd.supervisor.worker_protocol import VmFailed
+from sandboxd.supervisor.worker_events import VmFailed
+
+_log = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARACTERS = 1024
 
@@ -27,6 +30,7 @@ class CrashReports:
 
     def __init__(self, ledger: Ledger, policy: TenantPolicy) -> None:
         self._ledger = ledger
+        self._tenant = policy.tenant
         self._plugins = {plugin.name: plugin for plugin in policy.plugins}
         self._subjects = {plugin.name: subject_of(policy.tenant, plugin) for plugin in policy.plugins}
 
@@ -47,11 +51,21 @@ class CrashReports:
             ),
         )
 
-    def worker_gone(self, names: Iterable[str], pid: int, end: Exit) -> dict[str, Ruling]:
-        """The worker died that ran these plugins; nobody can tell whose doing it was."""
+    def worker_gone(self, names: Iterable[str], pid: int, end: Exit) -> float | None:
+        """
+        The worker died that ran these plugins, but for those in quarantine; nobody can tell whose doing it was.
+
+        Returns:
+            How many seconds to wait for the next worker; None: the ledger has no opinion.
+        """
         message = f"worker {pid} {end.sentence}"[:MAX_MESSAGE_CHARACTERS]
         crash = Crash(self._ledger.now_s(), end.cause.value, message, worker=True)
-        return {name: self._crashed(name, crash) for name in names}
+        running = [name for name in names if not self.quarantine(name)]
+        rulings = {name: self._crashed(name, crash) for name in running}
+        for name, ruling in rulings.items():
+            if ruling.quarantine is not None:
+                _log.error("tenant %s: plugin %s: %s", self._tenant, name, self.quarantine(name))
+        return max((ruling.delay_s for ruling in rulings.values()), default=None)
 
     def quarantine(self, name: str) -> str:
         """Return why a plugin must not run; empty if it may."""

@@ -8,37 +8,35 @@ import os
 import signal
 from typing import Any
 
-import sandboxd
 from sandboxd import limits, log
 from sandboxd.config import DaemonConfig, LogLevel
 from sandboxd.doctor.run import self_test
-from sandboxd.errors import ConfigError, JailError, OperatorError, PolicyError, WorkerError
-from sandboxd.jail.jailer import Jailer, WorkerWishes
-from sandboxd.jail.layers import resolve
-from sandboxd.policy.load import PolicyDirectory, load_directory
-from sandboxd.policy.model import PluginKind, PluginPolicy, TenantPolicy
-from sandboxd.protos import admin_pb2 as admin
-from sandboxd.supervisor import status
+from sandboxd.errors import JailError, OperatorError, WorkerError
+from sandboxd.jail.jailer import Jailer
+from sandboxd.policy.load import PolicyDirectory
+from sandboxd.policy.model import PluginKind, TenantPolicy
 from sandboxd.supervisor.admin import AdminServer
 from sandboxd.supervisor.attach import AttachClient, AttachServer, AttachSettings
 from sandboxd.supervisor.cgroups import Cgroups
-from sandboxd.supervisor.deployment import Settings
+from sandboxd.supervisor.deployer import Services
 from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
 from sandboxd.supervisor.fronts import Front, Fronts
-from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.ledger import Ledger
 from sandboxd.supervisor.ledger_file import FILE_NAME as LEDGER_NAME
 from sandboxd.supervisor.ledger_file import LedgerFile
 from sandboxd.supervisor.metrics_source import DaemonMetrics
 from sandboxd.supervisor.notify import Notifier
+from sandboxd.supervisor.operator_commands import Commands
 from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.prepare import PreparedTenant, prepare_tenant
 from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory
 from sandboxd.supervisor.services import ServiceChannels
+from sandboxd.supervisor.settings import Settings
 from sandboxd.supervisor.spares import Spares
 from sandboxd.supervisor.spinning import poll_argument
-from sandboxd.supervisor.tenant import Services
+from sandboxd.supervisor.status import DaemonStatus
 from sandboxd.supervisor.users import SERVICES_INDEX, AllUsers
+from sandboxd.supervisor.worker_specs import WorkerSpecs
 from sandboxd.supervisor.zygote import Zygote
 
 _log = logging.getLogger(__name__)
@@ -48,8 +46,6 @@ DRAIN_TIMEOUT_S = 30.0
 """How long streams of an older version may go on after a reload."""
 STOP_GRACE_S = 10.0
 """How long streams may go on after SIGTERM; systemd's own limit is 90 s."""
-WORKER_THREADS = 2
-"""Of a worker beside its VMs: the main thread and the CPU watchdog."""
 GUEST_LEVELS = {LogLevel.DEBUG: 0, LogLevel.INFO: 2, LogLevel.WARNING: 3, LogLevel.ERROR: 4}
 """Proxy-Wasm's level for each of ours: a guest's lines below it are not even sent."""
 
@@ -85,14 +81,12 @@ class Daemon:
         self._artefact_key = artefact_key
         self._notifier = Notifier()
         self._admin_path = runtime.admin_socket
-        self._uids: dict[str, int] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._exit_status = 0
 
     async def run(self, loaded: PolicyDirectory) -> int:
         """Start everything, serve, stop everything; return the exit status."""
         self._loop = asyncio.get_running_loop()
-        self._started_s = self._loop.time()
         self._stop = asyncio.Event()
         self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self.fronts = Fronts(self._zygote, self._config.front.processes, self)
@@ -100,17 +94,16 @@ class Daemon:
         self.fronts.siblings[EGRESS_INDEX] = self.egress
         self.attach = self._attach_server()
         self._spares = Spares(self._config.worker.spares)
+        self._worker_specs = WorkerSpecs(self._config, self._jailer, self._cgroups, self._spares.take)
         self._service_channels = ServiceChannels(self)
         self.ledger = Ledger()
         ledger_file = LedgerFile(self._config.state_directory / LEDGER_NAME, self.ledger)
         self.pool = Pool(self._services())
-        self._metrics = DaemonMetrics(
-            self.pool, self._status, lambda: self._service_channels.counters, self._config.metrics
-        )
-        server = AdminServer(self._admin_path, self._handle)
+        commands = self._commands()
+        server = AdminServer(self._admin_path, commands.handle)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._sighup)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(commands.reload()))
         await server.start()
         try:
             self.pool.expect(loaded)
@@ -151,8 +144,8 @@ class Daemon:
             self.attach.start()
         self._metrics.start()
         self._spares.start()
-        self._notifier.ready(self._summary())
-        _log.info("ready: %s", self._summary())
+        self._notifier.ready(self._status.summary())
+        _log.info("ready: %s", self._status.summary())
         if self._notifier.watchdog_s:
             self._spawn(self._watchdog(self._notifier.watchdog_s / 3))
 
@@ -187,9 +180,32 @@ class Daemon:
             ),
             prepare=self._prepare,
             redaction_key=self._keys.of,
-            worker_spec=self._worker_spec,
+            worker_spec=self._worker_specs.of,
             ledger=self.ledger,
             egress=self.egress,
+        )
+
+    def _commands(self) -> Commands:
+        """Put together what the operator sees and does."""
+        self._status = DaemonStatus(
+            self._config,
+            self.pool,
+            self.fronts,
+            egress=self.egress,
+            ledger=self.ledger,
+            cgroups=self._cgroups,
+            jailer=self._jailer,
+        )
+        self._metrics = DaemonMetrics(
+            self.pool, self._status.gather, lambda: self._service_channels.counters, self._config.metrics
+        )
+        return Commands(
+            self._config.policies,
+            self.pool,
+            self.ledger,
+            status=self._status,
+            metrics=self._metrics,
+            notifier=self._notifier,
         )
 
     def _attach_server(self) -> AttachServer | None:
@@ -200,39 +216,9 @@ class Daemon:
         return AttachServer(AttachSettings(config.socket, config.uids, config.channels, spin_ns), self)
 
     async def _prepare(self, policy: TenantPolicy) -> PreparedTenant:
-        self._check_threads(policy)
-        async with self._compilers:
-            return await asyncio.to_thread(
-                prepare_tenant, policy, self._config.cache_directory, self._jailer, self._artefact_key
-            )
-
-    def _check_threads(self, policy: TenantPolicy) -> None:
-        """A worker that runs into its limit of threads would die at its start, again and again."""
-        attached = self._config.attach.channels if self._config.attach else 0
-        services = sum(plugin.kind is PluginKind.SERVICE for plugin in policy.plugins)
-        filters = len(policy.plugins) - services
-        needed = filters * (self._config.front.processes + attached) + services + WORKER_THREADS
-        if needed > policy.isolation.pids:
-            raise PolicyError(
-                f"is too small: {filters} plugins on {self._config.front.processes} fronts"
-                f"{f' and {attached} attached channels' if attached else ''}"
-                f"{f' and {services} services' if services else ''} need {needed} threads",
-                path=policy.source_path,
-                key="isolation.pids",
-            )
-
-    def _worker_spec(self, policy: TenantPolicy) -> WorkerSpec:
-        require = resolve(policy.isolation.require)
-        self._jailer.check(require)  # before anything is made for it
-        uid = self._uids.setdefault(policy.tenant, self._config.worker.uid_base + len(self._uids))
-        wishes = WorkerWishes(
-            uid=uid,
-            gid=uid,
-            # Two workers of one tenant run side by side while a version replaces another, each with a waiter.
-            max_threads=2 * (policy.isolation.pids + 1),
-            require=require,
-        )
-        return WorkerSpec(policy.tenant, wishes, self._jailer, self._cgroups.worker(policy), self._spares.take)
+        self._worker_specs.check_threads(policy)
+        compiling = self._config.cache_directory, self._jailer, self._artefact_key
+        return await prepare_tenant(policy, self._compilers, *compiling)
 
     # --- FrontListener ---
 
@@ -262,11 +248,7 @@ class Daemon:
 
     def plugin_names(self, tenant: str) -> list[str]:
         """Return the plugins of a tenant that clients can attach to."""
-        return [plugin.name for plugin in self._plugins(tenant) if plugin.kind is not PluginKind.SERVICE]
-
-    def _plugins(self, tenant: str) -> tuple[PluginPolicy, ...]:
-        known = self.pool.tenants.get(tenant)
-        return known.policy.plugins if known and known.policy else ()
+        return [plugin.name for plugin in self.pool.plugins(tenant) if plugin.kind is not PluginKind.SERVICE]
 
     def client_ready(self, client: AttachClient) -> None:
         """Give a client of the attach socket its channel."""
@@ -287,75 +269,6 @@ class Daemon:
         """Stop: fronts could not be replaced any more, and the service manager can start all anew."""
         self._exit_status = 1
         self._stop.set()
-
-    # --- commands ---
-
-    def _sighup(self) -> None:
-        self._spawn(self._reload())
-
-    async def _reload(self) -> dict[str, Any]:
-        self._notifier.reloading()
-        try:
-            loaded = await asyncio.to_thread(load_directory, self._config.policies)
-            results = await self.pool.apply(loaded)
-        except OperatorError as error:
-            _log.error("reload: %s", error)
-            raise
-        finally:
-            self._notifier.ready(self._summary())
-        for name, result in sorted(results.items()):
-            if result["result"] != "unchanged":
-                _log.info("reload: %s: %s", name, result["result"])
-        return {"results": results}
-
-    async def _handle(self, request: admin.AdminRequest) -> dict[str, Any]:
-        match request.command:
-            case admin.ADMIN_COMMAND_STATUS:
-                return await self._status()
-            case admin.ADMIN_COMMAND_RELOAD:
-                return await self._reload()
-            case admin.ADMIN_COMMAND_RESTART:
-                self._check_names(request)
-                return {"results": await self.pool.restart(request.tenant, request.plugin)}
-            case admin.ADMIN_COMMAND_CRASHES:
-                return {"entries": status.crashes_status(self.ledger, request.tenant, request.plugin)}
-            case admin.ADMIN_COMMAND_METRICS:
-                self._check_names(request)
-                return await self._metrics.shown(request.tenant, request.plugin)
-        raise ConfigError("this daemon does not know the command")
-
-    def _check_names(self, request: admin.AdminRequest) -> None:
-        tenants = self.pool.tenants
-        if request.tenant and request.tenant not in tenants:
-            problem = f"there is no tenant {log.one_line(request.tenant, 80)}"
-            raise ConfigError(problem, allowed=tuple(sorted(tenants)))
-        plugins = tuple(plugin.name for plugin in self._plugins(request.tenant))
-        if request.plugin and request.plugin not in plugins:
-            problem = f"tenant {request.tenant} has no plugin {log.one_line(request.plugin, 80)}"
-            raise ConfigError(problem, allowed=plugins)
-
-    async def _status(self) -> dict[str, Any]:
-        await asyncio.gather(*(front.refresh(0.5) for front in self.fronts.ready.values()))
-        now_s = self._loop.time()
-        return {
-            "version": sandboxd.__version__,
-            "pid": os.getpid(),
-            "uptime_s": round(now_s - self._started_s, 1),
-            "policies": str(self._config.policies),
-            "policy_errors": self.pool.file_errors,
-            "cgroup": self._cgroups.status(),
-            "jail": status.jail_status(self._jailer, self_test=self._config.jail.self_test),
-            "front_restarts": self.fronts.restarts,
-            "egress": self.egress.status(),
-            "fronts": status.fronts_status(self.fronts, self.pool, now_s),
-            "tenants": await status.pool_status(self.pool, self.ledger, now_s),
-            **status.process_usage(os.getpid()),
-        }
-
-    def _summary(self) -> str:
-        running = sum(tenant.state == "running" for tenant in self.pool.tenants.values())
-        bad = f", {len(self.pool.file_errors)} bad policy files" if self.pool.file_errors else ""
-        return f"{running} of {len(self.pool.tenants)} tenants run, {len(self.fronts.ready)} fronts{bad}"
 
     # --- tasks ---
 

@@ -154,6 +154,12 @@ class Egress:
         if self._asked:
             self._asked.popleft().forked(pid)
 
+    def not_forked(self, reason: str) -> None:
+        """The zygote could not fork the one that was asked for first."""
+        if self._asked:
+            self._asked.popleft()
+        _log.error("the egress broker cannot be forked: %s", reason)  # the end of its socket has another one started
+
     def exited(self, pid: int, status: int) -> None:
         """The zygote has seen the end of one, which may have been replaced already."""
         if self._link is not None and self._link.pid == pid:

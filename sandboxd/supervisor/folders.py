@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from sandboxd.policy.folders import Access, FolderPolicy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import folder_disk
 from sandboxd.supervisor.folder_disk import Change
+from sandboxd.supervisor.folder_lookup import lookup
 from sandboxd.supervisor.folder_tree import Effort, FolderTree
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.vm.folder_blob import MAX_CHANGE_BYTES, ChangeKind, Snapshot, encode, path_problem
@@ -35,11 +36,12 @@ MAX_WAITING_BYTES: Final = 32 << 20
 _CHANGE_BYTES: Final = 256
 """What one costs beside what it writes."""
 _SCANS: Final = 3
+_MOMENT_S: Final = 0.5
 MAX_CHANGES: Final = 2048
 """Of one frame: more than an honest worker puts there."""
 
-FLUSH_TIMEOUT_S: Final = 30.0
-"""A disk that takes longer hangs."""
+DISK_TIMEOUT_S: Final = 30.0
+"""A disk that takes longer for all folders of a tenant, or for the changes to one, hangs."""
 
 
 class Folder:
@@ -53,45 +55,81 @@ class Folder:
         self._tree = FolderTree()
         self._changes = 0
         self._waiting_bytes = 0
+        self._hangs = False
+        """Somebody has waited in vain for a reading that is still under way."""
         self._throttle = Throttle(per_second=0.2, burst=5)
         self.refused = 0
         """Changes that were not made: over a quota, or of what is not there (any more)."""
         self.failed = 0
         """Changes that the disk did not take."""
 
-    def reload(self, policy: FolderPolicy) -> None:
+    def reload(self, policy: FolderPolicy, timeout_s: float) -> None:
         """
-        Read it anew, once all that was changed is on disk. Blocking.
+        Read it anew, once all that was changed is on disk. Blocking; not on the disk's own thread.
 
         Raises:
-            FolderError: it cannot be read, holds more than the policy allows, or its disk hangs.
+            FolderError: it cannot be read, holds more than the policy allows, or its disk does neither within
+                ``timeout_s``; if an earlier reading is still under way that took too long, at once.
         """
-        for _ in range(_SCANS):
-            if self._changes or policy.access is Access.WRITE:
-                self.flush()
+        with self._lock:
+            if self._hangs:
+                raise FolderError(f"folder {self._path} cannot be read: its disk hangs, as it did before")
+        done: Future[None] = Future()
+        self._have_done(self._read, policy, _SCANS, done)
+        try:
+            done.result(timeout_s)
+        except TimeoutError:
             with self._lock:
-                before = self._changes
-            entries, skipped = folder_disk.scan(self._path, policy.max_bytes, policy.max_files)
+                self._hangs = done.cancel() or self._hangs
+                late = "has not taken the changes made to it" if self._waiting_bytes else "was not read"
+            raise FolderError(f"folder {self._path} {late} within {timeout_s:.3g} s: its disk hangs") from None
+
+    def _read(self, policy: FolderPolicy, tries: int, done: Future[None]) -> None:
+        """Read it, on the disk's own thread; what changes meanwhile is made behind us, then it is read again."""
+        with self._lock:
+            if done.cancelled():
+                self._hangs = False
+                return
+            before, rests = self._changes, not self._waiting_bytes
+        try:
+            entries, skipped = folder_disk.scan(self._path, policy.max_bytes, policy.max_files) if rests else ([], [])
+        except Exception as error:  # whatever it is, somebody waits
             with self._lock:
-                if self._changes != before:
-                    continue
+                self._hangs = False
+                waited_for = done.set_running_or_notify_cancel()
+            if waited_for:
+                done.set_exception(error)
+            return
+        with self._lock:
+            self._hangs = False
+            rests = rests and self._changes == before
+            if not rests and tries > 1:
+                self._disk.submit(self._read, policy, tries - 1, done)
+                return
+            if not done.set_running_or_notify_cancel():
+                return
+            if rests:  # else it never rests: what is known of it is what its plugin has made of it
                 self._tree = FolderTree(entries)
-            break  # else it never rests: what is known of it is what its plugin has made of it
         for path in skipped[:3]:
             _log.warning("folder %s: %s is left out: no plain file or folder", self._path, one_line(path, 200))
+        done.set_result(None)
 
     def flush(self) -> None:
         """
         Wait until the disk has taken all changes. Not on the disk's own thread.
 
         Raises:
-            FolderError: it does not take them within `FLUSH_TIMEOUT_S`.
+            FolderError: it does not take them within `DISK_TIMEOUT_S`.
         """
         try:
-            self._disk.submit(lambda: None).result(FLUSH_TIMEOUT_S)
+            self._have_done(lambda: None).result(DISK_TIMEOUT_S)
         except TimeoutError:
-            text = f"folder {self._path}: its disk has not taken the changes made to it within {FLUSH_TIMEOUT_S:g} s"
+            text = f"folder {self._path} has not taken the changes made to it within {DISK_TIMEOUT_S:g} s"
             raise FolderError(text) from None
+
+    def _have_done(self, work: Callable[..., None], *arguments: object) -> Future[None]:
+        try:
+            return self._disk.submit(work, *arguments)
         except RuntimeError as error:
             raise FolderError(f"folder {self._path} gets no thread: {error}") from None
 
@@ -122,22 +160,32 @@ class Folder:
             if not problem:
                 self._changes += 1
                 self._waiting_bytes += len(change.other) + _CHANGE_BYTES
+                self._have_performed(change)
             else:
                 self.refused += 1
         if problem:
             self._tell("%s of %s is refused: %s", change, problem)
-        else:
-            self._disk.submit(folder_disk.perform, self._path, change).add_done_callback(
-                lambda done: self._performed(change, done)
-            )
         return problem
 
-    def _performed(self, change: Change, done: Future[None]) -> None:
-        with self._lock:
+    def _have_performed(self, change: Change) -> None:
+        try:
+            self._disk.submit(self._perform, change)
+        except RuntimeError as error:  # there is no thread for it
             self._waiting_bytes -= len(change.other) + _CHANGE_BYTES
-        if (error := done.exception()) is not None:
             self.failed += 1
             self._tell("%s of %s failed, the plugin was not told: %s", change, str(error))
+
+    def _perform(self, change: Change) -> None:
+        problem = ""
+        try:
+            folder_disk.perform(self._path, change)
+        except Exception as error:  # whatever it is, those behind it have to be made
+            problem = str(error)
+        with self._lock:
+            self._waiting_bytes -= len(change.other) + _CHANGE_BYTES
+            self.failed += bool(problem)
+        if problem:
+            self._tell("%s of %s failed, the plugin was not told: %s", change, problem)
 
     def _tell(self, text: str, change: Change, reason: str) -> None:
         if self._throttle.admits(time.monotonic()):
@@ -157,21 +205,31 @@ class Mount:
     folder: Folder
 
 
-def open_folders(policies: Iterable[FolderPolicy]) -> tuple[Mount, ...]:
+def open_folders(policies: Iterable[FolderPolicy], deadline_s: float | None = None) -> tuple[Mount, ...]:
     """
     Return the folders, read anew; all plugins and versions that have a folder share it. Blocking.
+
+    Args:
+        policies: of one plugin.
+        deadline_s: of the monotonic clock; None: all have `DISK_TIMEOUT_S`.
 
     Raises:
         FolderError: as `Folder.reload`.
     """
+    deadline_s = time.monotonic() + DISK_TIMEOUT_S if deadline_s is None else deadline_s
     found = []
     for policy in policies:
-        path = policy.path.resolve()
+        path = lookup(policy.path, _left_s(deadline_s))
         with _folders_lock:
             folder = _folders.setdefault(path, Folder(path))
-        folder.reload(policy)
+        folder.reload(policy, _left_s(deadline_s))
         found.append(Mount(policy, folder))
     return tuple(found)
+
+
+def _left_s(deadline_s: float) -> float:
+    """Return what is left until then, and a moment in any case: a folder whose disk is well is read in that."""
+    return max(_MOMENT_S, deadline_s - time.monotonic())
 
 
 def encoded(mounts: Iterable[Mount]) -> bytes:

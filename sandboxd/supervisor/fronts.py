@@ -67,6 +67,9 @@ class Sibling(Protocol):
     def exited(self, pid: int, status: int) -> None:
         """It has ended."""
 
+    def not_forked(self, reason: str) -> None:
+        """It could not be forked this time; its socket has ended."""
+
 
 class Front:
     """One front process, from the request to fork it to the end of its control socket."""
@@ -298,17 +301,29 @@ class Fronts:
             return
         kind, index, pid, status = report
         if (sibling := self.siblings.get(index)) is not None:
-            sibling.exited(pid, status) if kind is Report.EXITED else sibling.forked(pid)
-            return
-        if kind is Report.EXITED:
-            dying = self._dying.pop(pid, None)
-            if dying is not None:
-                dying.cancel()
-            if not self._stopping:
-                _log.error("front %d (pid %d) %s", index, pid, exits.sentence(status))
-                if status == FRONT_REFUSED:
-                    self.listener.front_refused(index)
-            return
-        front = self._fronts.get(index)
-        if front is not None and front.pid == 0:
+            _pass_on(sibling, kind, pid, status)
+        elif kind is Report.EXITED:
+            self._exited(index, pid, status)
+        elif kind is Report.NOT_FORKED:
+            _log.error("front %d cannot be forked: %s", index, os.strerror(status))  # the end of its socket follows
+        elif (front := self._fronts.get(index)) is not None and front.pid == 0:
             front.forked(pid)
+
+    def _exited(self, index: int, pid: int, status: int) -> None:
+        dying = self._dying.pop(pid, None)
+        if dying is not None:
+            dying.cancel()
+        if not self._stopping:
+            _log.error("front %d (pid %d) %s", index, pid, exits.sentence(status))
+            if status == FRONT_REFUSED:
+                self.listener.front_refused(index)
+
+
+def _pass_on(sibling: Sibling, kind: Report, pid: int, status: int) -> None:
+    match kind:
+        case Report.FORKED:
+            sibling.forked(pid)
+        case Report.EXITED:
+            sibling.exited(pid, status)
+        case Report.NOT_FORKED:
+            sibling.not_forked(os.strerror(status))

@@ -34,19 +34,17 @@ from sandboxd.supervisor.prepare import PreparedPlugin, prepare_plugin
 from sandboxd.supervisor.process import READY_TIMEOUT_S, STOP_GRACE_S
 from sandboxd.supervisor.shared_region import SharedRegion
 from sandboxd.supervisor.vms import failure_text
-from sandboxd.supervisor.worker_protocol import (
+from sandboxd.supervisor.worker_events import (
     Event,
     PluginLoaded,
     Pong,
     Ready,
     VmFailed,
     VmStarted,
-    VmState,
     VmUsage,
-    VmView,
     WorkerFailed,
-    WorkerView,
 )
+from sandboxd.supervisor.worker_protocol import VmState, VmView, WorkerView
 
 _PLUGIN_ID = 1
 _EventT = TypeVar("_EventT", bound=Event)

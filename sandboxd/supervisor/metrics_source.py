@@ -39,7 +39,7 @@ async def _plugin_totals(pool: Pool) -> tuple[PluginTotals, ...]:
     found = []
     for tenant in list(pool.tenants.values()):
         for plugin in tenant.policy.plugins if tenant.policy else ():
-            metrics = tenant.metrics.get(plugin.name)
+            metrics = tenant.deployer.metrics.get(plugin.name)
             if metrics is not None:
                 found.append(PluginTotals(tenant.name, plugin.name, metrics.totals(), metrics.dropped))
             await asyncio.sleep(0)

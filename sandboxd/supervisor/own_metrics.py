@@ -13,7 +13,7 @@ from typing import Any, Final
 from sandboxd.supervisor.egress_families import egress_families
 from sandboxd.supervisor.front_totals import UNKNOWN, Counts
 from sandboxd.supervisor.metrics_text import Family, Kind
-from sandboxd.supervisor.tenant import TenantState
+from sandboxd.supervisor.tenant_state import TenantState
 from sandboxd.supervisor.worker_protocol import VmState
 
 Json = dict[str, Any]

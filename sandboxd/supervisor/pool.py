@@ -7,8 +7,10 @@ import logging
 from collections.abc import Iterable
 
 from sandboxd.policy.load import PolicyDirectory
-from sandboxd.policy.model import TenantPolicy
-from sandboxd.supervisor.tenant import Services, Tenant, TenantState
+from sandboxd.policy.model import PluginPolicy, TenantPolicy
+from sandboxd.supervisor.deployer import Services
+from sandboxd.supervisor.tenant import Tenant
+from sandboxd.supervisor.tenant_state import TenantState
 from sandboxd.supervisor.users import ChannelUser
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,11 @@ class Pool:
         """Know the tenants that `apply` is about to start, so that the first fronts are told of them."""
         for policy in loaded.policies.values():
             self.tenants[policy.tenant] = Tenant(policy.tenant, self._services, policy)
+
+    def plugins(self, tenant: str) -> tuple[PluginPolicy, ...]:
+        """Return what a tenant is to run; nothing if there is no such tenant."""
+        known = self.tenants.get(tenant)
+        return known.policy.plugins if known and known.policy else ()
 
     async def apply(self, loaded: PolicyDirectory) -> dict[str, dict[str, str]]:
         """

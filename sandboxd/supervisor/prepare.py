@@ -1,10 +1,10 @@
 """
-From a policy to what a worker can run: modules verified and compiled, in sealed memory files. Blocking; no
-asyncio.
+From a policy to what a worker can run: modules verified and compiled, in sealed memory files, and folders read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import os
@@ -12,18 +12,19 @@ import secrets
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandboxd.channel.memfd import create_blob
 from sandboxd.compiler import client
 from sandboxd.compiler.client import CompileSettings, HostCode, compile_module, host_code
-from sandboxd.errors import ModuleRejected, PolicyError, SandboxdError
+from sandboxd.errors import FolderError, ModuleRejected, PolicyError, SandboxdError
 from sandboxd.jail.jailer import Jailer
 from sandboxd.policy.load import verify_module
 from sandboxd.policy.model import PluginPolicy, SharedPolicy, TenantPolicy
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import upstream_tls
+from sandboxd.supervisor import folders, upstream_tls
 from sandboxd.supervisor.folders import Mount, encoded, open_folders
 from sandboxd.supervisor.hostcore_config import vm_config
 from sandboxd.vm import config_blob
@@ -136,7 +137,7 @@ def prepare_plugin(
     artefact_key: bytes | None = None,
 ) -> PreparedPlugin:
     """
-    Verify and compile a plugin's module.
+    Verify and compile a plugin's module, and read its folders. Blocking; no asyncio.
 
     Args:
         plugin: the plugin's policy.
@@ -146,8 +147,15 @@ def prepare_plugin(
 
     Raises:
         ModuleRejected: the module cannot be used; it will be the same next time.
-        SandboxdError: it could not be compiled this time.
+        SandboxdError: it could not be compiled this time, or a folder not be read.
     """
+    compiled = _compile_plugin(plugin, cache_directory, jailer, artefact_key)
+    return replace(compiled, folders=open_folders(plugin.wasi.folders))
+
+
+def _compile_plugin(
+    plugin: PluginPolicy, cache_directory: Path | None, jailer: Jailer | None, artefact_key: bytes | None
+) -> PreparedPlugin:
     bundle = compile_module(
         verify_module(plugin.module, plugin.limits.module_bytes),
         CompileSettings(granted=plugin.capabilities, memory_bytes=plugin.vm.memory_bytes),
@@ -157,23 +165,55 @@ def prepare_plugin(
         host=our_code(),
         jailer=jailer,
     )
-    return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data), open_folders(plugin.wasi.folders))
+    return PreparedPlugin(plugin, bundle.manifest, Blob("bundle", bundle.data))
 
 
-def prepare_tenant(
+async def prepare_tenant(
     policy: TenantPolicy,
+    compilers: asyncio.Semaphore,
     cache_directory: Path | None,
     jailer: Jailer | None = None,
     artefact_key: bytes | None = None,
 ) -> PreparedTenant:
     """
-    Compile all plugins of a tenant; one that cannot be compiled does not keep the others from running.
+    Compile all plugins of a tenant and read their folders; one for which that fails does not keep the others from
+    running.
 
-    Arguments as for `prepare_plugin`.
+    Args:
+        policy: the tenant's.
+        compilers: as many tenants may compile at once. One whose disk hangs has left it, and holds up no other.
+        cache_directory: as for `prepare_plugin`, and so the two after it.
 
     Raises:
         PolicyError: the policy file changed after it was loaded.
     """
+    async with compilers:
+        compiled = await asyncio.to_thread(_compile_tenant, policy, cache_directory, jailer, artefact_key)
+    if not any(plugin.policy.wasi.folders for plugin in compiled.plugins.values()):
+        return compiled
+    thread = ThreadPoolExecutor(1, thread_name_prefix="folders")  # not one of those that everybody shares
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, _with_folders, compiled)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _with_folders(compiled: PreparedTenant) -> PreparedTenant:
+    """Read all folders: a disk that hangs costs a tenant `folders.DISK_TIMEOUT_S`, however many lie on it."""
+    deadline_s = time.monotonic() + folders.DISK_TIMEOUT_S
+    plugins: dict[str, PreparedPlugin] = {}
+    problems = dict(compiled.problems)
+    for name, plugin in compiled.plugins.items():
+        try:
+            plugins[name] = replace(plugin, folders=open_folders(plugin.policy.wasi.folders, deadline_s))
+        except FolderError as error:
+            problems[name] = PluginProblem(f"{compiled.policy.source_path}: wasi.folders: {error}", permanent=False)
+    return replace(compiled, plugins=plugins, problems=problems)
+
+
+def _compile_tenant(
+    policy: TenantPolicy, cache_directory: Path | None, jailer: Jailer | None, artefact_key: bytes | None
+) -> PreparedTenant:
     text = Blob("policy", policy_text(policy).encode())
     plugins: dict[str, PreparedPlugin] = {}
     problems: dict[str, PluginProblem] = {}
@@ -181,7 +221,7 @@ def prepare_tenant(
     for plugin in policy.plugins:
         try:
             files.update(upstream_tls.read_files(plugin, policy.source_path))
-            plugins[plugin.name] = prepare_plugin(plugin, cache_directory, jailer, artefact_key)
+            plugins[plugin.name] = _compile_plugin(plugin, cache_directory, jailer, artefact_key)
         except ModuleRejected as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=True)
         except SandboxdError as error:

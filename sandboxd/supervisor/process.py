@@ -18,13 +18,15 @@ from sandboxd.errors import JailError, WorkerError
 from sandboxd.jail.full_plan import JailPlan
 from sandboxd.jail.waiter import worker_pid
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import cgroups, exits, frames, launch, worker_protocol
+from sandboxd.supervisor import cgroups, exits, frames, launch, worker_events
 from sandboxd.supervisor.callouts import CalloutPiece
 from sandboxd.supervisor.exits import Exit, ExitCause
 from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
-from sandboxd.supervisor.throttle import Throttle
-from sandboxd.supervisor.worker_protocol import Event, VmState, VmView, WorkerView
+from sandboxd.supervisor.reading_pace import CONGESTION_PAUSE_S, ReadingPace, after_changes
+from sandboxd.supervisor.stderr_tail import StderrTail
+from sandboxd.supervisor.worker_events import Event
+from sandboxd.supervisor.worker_protocol import VmState, VmView, WorkerView
 
 _log = logging.getLogger(__name__)
 
@@ -35,22 +37,9 @@ PONG_TIMEOUT_S = 8.0
 """A main thread that is silent for so long is stuck for good: it does nothing that takes a second."""
 STOP_GRACE_S = 2.0
 """From closing the control socket to SIGKILL."""
-FRAMES_PER_SECOND = 2000
-FRAMES_BURST = 20_000
-"""A worker with 64 plugins x 32 fronts says 2000 things at its start."""
 FRAMES_PER_TURN = 64
-CALLOUTS_PER_SECOND = 8000
-CALLOUTS_BURST = 4000
-"""Of callouts a worker may ask as fast as it likes: it is read no faster than this, in pieces of 16 KiB."""
-CALLOUT_UNIT_BYTES = 16 * 1024
-CONGESTION_PAUSE_S = 0.005
-CHANGES_SHARE = 10
-"""At most one part in so many of the supervisor's time goes into the changes that a worker makes to its folders."""
-LONGEST_PAUSE_S = 2.0
-"""A worker that is not read cannot answer its pings either."""
 SLOW_READER_FRAMES = 256
 """A worker that has so much to read gets one callout in, each pause."""
-STDERR_TAIL_BYTES = 4096
 
 
 class WorkerProcess:
@@ -77,10 +66,7 @@ class WorkerProcess:
         self.exited = False
         self.layers: tuple[str, ...] = ()
         self.name = spec.tenant
-        self._stderr_tail = b""
-        self._allowance = float(FRAMES_BURST)
-        self._allowance_s = self._loop.time()
-        self._callouts = Throttle(CALLOUTS_PER_SECOND, CALLOUTS_BURST)
+        self._pace = ReadingPace(self._loop.time())
         self._pause: asyncio.TimerHandle | None = None
         self.congested: Callable[[], bool] = lambda: False
         """Whether callouts have to wait because others' are under way."""
@@ -97,11 +83,9 @@ class WorkerProcess:
         self._socket.setblocking(False)
         self._outbox = Outbox(self._loop, self._socket)
         assert self._process.stderr is not None
-        self._stderr_fd = self._process.stderr.fileno()
-        os.set_blocking(self._stderr_fd, False)
+        self._stderr = StderrTail(self._loop, self._process.stderr)
         self._loop.add_reader(self._pidfd, self._exited)
         self._loop.add_reader(self._socket, self._readable)
-        self._loop.add_reader(self._stderr_fd, self._stderr_readable)
         self._timer = self._loop.call_later(READY_TIMEOUT_S, self.kill, "was not ready in time", ExitCause.START_TIME)
         self.send(spec.setup(self._plan))
 
@@ -120,7 +104,7 @@ class WorkerProcess:
             raise
         return plan
 
-    def _is_jailed(self, event: worker_protocol.Ready) -> None:
+    def _is_jailed(self, event: worker_events.Ready) -> None:
         """
         Take note of the layers: the plan's. Until now it was our own code that ran there, but one that says
         that it did something else has a bug.
@@ -238,12 +222,12 @@ class WorkerProcess:
         if isinstance(event, CalloutPiece):
             self._handle(event)
             return self._paused(size)
-        if not isinstance(event, worker_protocol.SharedAsk):  # those come as fast as they are answered, and no faster
-            self._spend_allowance()
+        if not isinstance(event, worker_events.SharedAsk):  # those come as fast as they are answered, and no faster
+            self._pace.frame(self._loop.time())
         began_s = self._loop.time()
         self._handle(event)
         if isinstance(event, FileChanges):
-            return self._pauses(min(CHANGES_SHARE * (self._loop.time() - began_s), LONGEST_PAUSE_S))
+            return self._pauses(after_changes(self._loop.time() - began_s))
         return False
 
     def _end_of_socket(self) -> None:
@@ -253,19 +237,10 @@ class WorkerProcess:
             self._timer.cancel()
             self._timer = self._loop.call_later(0.5, self.kill, "closed its control socket", ExitCause.WORKER_EXIT)
 
-    def _spend_allowance(self) -> None:
-        now_s = self._loop.time()
-        self._allowance = min(FRAMES_BURST, self._allowance + (now_s - self._allowance_s) * FRAMES_PER_SECOND) - 1
-        self._allowance_s = now_s
-        if self._allowance < 0:
-            raise WorkerError("floods its control socket")
-
     def _paused(self, size: int) -> bool:
-        """Return True if the worker is not read for a while: callouts are slowed down, never a reason to kill."""
-        wait_s = self._callouts.spend(1 + size / CALLOUT_UNIT_BYTES, self._loop.time())
-        if self.congested() or len(self._outbox) > SLOW_READER_FRAMES:
-            wait_s = max(wait_s, CONGESTION_PAUSE_S)
-        return self._pauses(wait_s)
+        """Return True if the worker is not read for a while, since it has asked for a callout."""
+        congested = self.congested() or len(self._outbox) > SLOW_READER_FRAMES
+        return self._pauses(self._pace.callout(size, self._loop.time(), congested=congested))
 
     def _pauses(self, wait_s: float) -> bool:
         if not wait_s or self._socket.fileno() < 0 or self.exited:
@@ -284,17 +259,17 @@ class WorkerProcess:
             self._loop.add_reader(self._socket, self._readable)
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, worker_protocol.Ready):
+        if isinstance(event, worker_events.Ready):
             self._is_jailed(event)
             self._hold_cgroup()
             self._last_pong_s = self._loop.time()
             self._timer.cancel()
             self._timer = self._loop.call_later(PING_PERIOD_S, self._pulse)
-        elif isinstance(event, worker_protocol.Pong):
+        elif isinstance(event, worker_events.Pong):
             self._last_pong_s = self._loop.time()
-        elif isinstance(event, worker_protocol.WorkerFailed):
+        elif isinstance(event, worker_events.WorkerFailed):
             _log.error("tenant %s: worker %d gives up: %s", self.name, self.pid, event.message)
-            self._stderr_tail = event.message.encode()
+            self._stderr.said(event.message)
         self._on_event(event)
 
     def _pulse(self) -> None:
@@ -305,18 +280,6 @@ class WorkerProcess:
         self.view.last_ping += 1
         self.send(control.ToWorker(ping=control.Ping(number=self.view.last_ping)))
         self._timer = self._loop.call_later(PING_PERIOD_S, self._pulse)
-
-    def _stderr_readable(self) -> None:
-        try:
-            data = os.read(self._stderr_fd, 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._stderr_tail = (self._stderr_tail + data)[-STDERR_TAIL_BYTES:]
-        else:
-            self._loop.remove_reader(self._stderr_fd)
 
     # --- the end ---
 
@@ -334,16 +297,12 @@ class WorkerProcess:
         self._timer.cancel()
         self._drain_socket()
         self._close_socket()
-        self._stderr_readable()
-        self._loop.remove_reader(self._stderr_fd)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        words = self._stderr.close()
         text = exits.sentence(return_code, killed_for=self.killed_for)
         cause = self._kill_cause if self.killed_for else exits.cause(return_code)
         if self.cgroup is not None and not self.killed_for and (death := self.cgroup.memory_death()):
             text, cause = death, ExitCause.WORKER_MEMORY
         self._leave_cgroup()
-        words = exits.last_words(self._stderr_tail)
         if words and not self.stopping:
             text = f"{text}; its last words: {words}"
         on_exit = self._on_exit

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import asdict
 from typing import Any
 
 import psutil
 
+import sandboxd
+from sandboxd.config import DaemonConfig
 from sandboxd.jail.jailer import Jailer, WorkerWishes
-from sandboxd.supervisor.cgroups import usage_status
+from sandboxd.supervisor.cgroups import Cgroups, usage_status
 from sandboxd.supervisor.crash_reports import subject_of
 from sandboxd.supervisor.deployment import Deployment
+from sandboxd.supervisor.egress import Egress
 from sandboxd.supervisor.folders import Mount
 from sandboxd.supervisor.front_totals import read
 from sandboxd.supervisor.fronts import Front, Fronts
@@ -23,6 +27,66 @@ from sandboxd.supervisor.vms import Vm
 
 Json = dict[str, Any]
 SHOWN_CRASHES = 5
+
+
+class DaemonStatus:
+    """
+    Args:
+        config: the daemon's file.
+        pool: the tenants.
+        fronts: the front processes.
+        egress: the broker of callouts.
+        ledger: of the tenants' crashes.
+        cgroups: of the workers.
+        jailer: of the workers.
+    """
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        pool: Pool,
+        fronts: Fronts,
+        *,
+        egress: Egress,
+        ledger: Ledger,
+        cgroups: Cgroups,
+        jailer: Jailer,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._config = config
+        self._pool = pool
+        self._fronts = fronts
+        self._egress = egress
+        self._ledger = ledger
+        self._cgroups = cgroups
+        self._jailer = jailer
+
+    async def gather(self) -> Json:
+        """Describe everything, with fresh numbers of the fronts."""
+        await asyncio.gather(*(front.refresh(0.5) for front in self._fronts.ready.values()))
+        now_s = self._loop.time()
+        return {
+            "version": sandboxd.__version__,
+            "pid": os.getpid(),
+            "uptime_s": round(now_s - self._started_s, 1),
+            "policies": str(self._config.policies),
+            "policy_errors": self._pool.file_errors,
+            "cgroup": self._cgroups.status(),
+            "jail": jail_status(self._jailer, self_test=self._config.jail.self_test),
+            "front_restarts": self._fronts.restarts,
+            "egress": self._egress.status(),
+            "fronts": fronts_status(self._fronts, self._pool, now_s),
+            "tenants": await pool_status(self._pool, self._ledger, now_s),
+            **process_usage(os.getpid()),
+        }
+
+    def summary(self) -> str:
+        """Return one line for the service manager and the log."""
+        tenants, bad_files = self._pool.tenants, self._pool.file_errors
+        running = sum(tenant.state == "running" for tenant in tenants.values())
+        bad = f", {len(bad_files)} bad policy files" if bad_files else ""
+        return f"{running} of {len(tenants)} tenants run, {len(self._fronts.ready)} fronts{bad}"
 
 
 def jail_status(jailer: Jailer, *, self_test: bool) -> Json:
@@ -44,7 +108,7 @@ def fronts_status(fronts: Fronts, pool: Pool, now_s: float) -> list[Json]:
 
 def _streams(pool: Pool, front: Front) -> int:
     deployments = [tenant.current for tenant in pool.tenants.values() if tenant.current is not None]
-    vms = [vm for deployment in deployments for vm in deployment.vms.values() if vm.front is front]
+    vms = [vm for deployment in deployments for vm in deployment.vms.all() if vm.front is front]
     return sum(vm.usage.streams_open for vm in vms if vm.usage is not None)
 
 
@@ -90,14 +154,14 @@ def _tenant(tenant: Tenant, ledger: Ledger, now_s: float) -> Json:
         "restarts": tenant.restarts,
         "draining_workers": [draining.worker.pid for draining in tenant.draining],
         "shared": _shared(tenant),
-        "shared_store": deployment.store_counts() if deployment else None,
+        "shared_store": deployment.requests.store_counts() if deployment else None,
         "worker": _worker(deployment, now_s) if deployment else None,
         "plugins": _plugins(deployment, ledger) if deployment else [],
     }
 
 
 def _shared(tenant: Tenant) -> Json:
-    use = asdict(tenant.shared.use())
+    use = asdict(tenant.deployer.shared.use())
     return {**use.pop("counts"), **use}
 
 
@@ -130,7 +194,7 @@ def _crashes(ledger: Ledger, subject: Subject | None) -> Json:
 def _plugin(deployment: Deployment, ledger: Ledger, name: str) -> Json:
     policy = deployment.prepared.policy.plugin(name)
     prepared = deployment.prepared.plugins.get(name)
-    vms = [vm for vm in deployment.vms.values() if vm.plugin == name]
+    vms = deployment.vms.of(name)
     return {
         "plugin": name,
         "kind": str(policy.kind) if policy else "",

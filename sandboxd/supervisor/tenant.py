@@ -14,60 +14,24 @@ The rules:
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterable
 
 from sandboxd.channel.async_vm import OVERDUE_TEXT
 from sandboxd.errors import JailError, SandboxdError, WorkerError
 from sandboxd.log import one_line
 from sandboxd.policy.model import TenantPolicy
-from sandboxd.supervisor import front_frames
-from sandboxd.supervisor.backoff import Backoff
-from sandboxd.supervisor.crash_reports import MAX_MESSAGE_CHARACTERS, CrashReports
-from sandboxd.supervisor.deployment import Deployment, Settings
-from sandboxd.supervisor.egress import Egress
+from sandboxd.supervisor.comeback import Comeback
+from sandboxd.supervisor.crash_reports import MAX_MESSAGE_CHARACTERS
+from sandboxd.supervisor.deployer import Deployer, Services
+from sandboxd.supervisor.deployment import Deployment
 from sandboxd.supervisor.exits import Exit, ExitCause
-from sandboxd.supervisor.launch import WorkerSpec
-from sandboxd.supervisor.ledger import Ledger
-from sandboxd.supervisor.plugin_metrics import PluginMetrics
-from sandboxd.supervisor.prepare import Blob, PluginProblem, PreparedTenant, policy_text, try_again
-from sandboxd.supervisor.shared_region import SharedRegion
-from sandboxd.supervisor.users import ChannelUser, UserSet, is_for
+from sandboxd.supervisor.front_news import Herald
+from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text, try_again
+from sandboxd.supervisor.tenant_state import TenantState
+from sandboxd.supervisor.users import ChannelUser
 
 _log = logging.getLogger(__name__)
-
-Prepare: TypeAlias = Callable[[TenantPolicy], Awaitable[PreparedTenant]]
-
-
-class TenantState(enum.StrEnum):
-    """What a tenant's streams get."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    """Every plugin runs."""
-    DEGRADED = "degraded"
-    """Some plugins do not run; their streams get the failure policy."""
-    FAILED = "failed"
-    """No plugin runs."""
-    REFUSED = "refused"
-    """The policy requires a layer of isolation that the machine does not have."""
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a tenant needs of the daemon."""
-
-    fronts: UserSet
-    settings: Settings
-    prepare: Prepare
-    redaction_key: Callable[[str], bytes]
-    worker_spec: Callable[[TenantPolicy], WorkerSpec]
-    ledger: Ledger
-    egress: Egress | None = None
 
 
 class Tenant:
@@ -79,12 +43,10 @@ class Tenant:
     """
 
     def __init__(self, name: str, services: Services, policy: TenantPolicy | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         self._services = services
         self._lock = asyncio.Lock()
-        self._backoff = Backoff()
-        """Of starts that failed without any plugin's doing."""
-        self._restart: asyncio.Task[None] | None = None
+        self._comeback = Comeback(self._lock)
+        self.deployer = Deployer(name, services, self._deployment_gone)
         self.name = name
         self.error = ""
         """Of the last reload or start."""
@@ -94,9 +56,6 @@ class Tenant:
         self.current: Deployment | None = None
         self.draining: list[Deployment] = []
         self._prepared: PreparedTenant | None = None
-        self.shared = SharedRegion()
-        self.metrics: dict[str, PluginMetrics] = {}
-        """What the plugins have reported, by name, over all deployments."""
         self._incoming: Deployment | None = None
         self._start_delay_s: float | None = None
         """What the ledger said of the worker that died while it started."""
@@ -114,7 +73,7 @@ class Tenant:
         """What the tenant's streams get now."""
         if self._removed:
             return TenantState.REMOVED
-        if self.current is None or not self.current.live:
+        if self.current is None or not self.current.news.live:
             if self._is_refused:
                 return TenantState.REFUSED
             return TenantState.STARTING if not self.error else TenantState.FAILED
@@ -128,8 +87,7 @@ class Tenant:
         """Whether all that keeps plugins from running is their quarantine: reading the same policy changes nothing."""
         if self.current is None or self.error:
             return False
-        crashes = CrashReports(self._services.ledger, self.current.prepared.policy)
-        return all(crashes.quarantine(name) for name in self.current.all_problems())
+        return all(self.current.crashes.quarantine(name) for name in self.current.all_problems())
 
     # --- the operator's commands ---
 
@@ -145,8 +103,7 @@ class Tenant:
                 return self._refused(str(error))
             if prepared.problems and self._has_served:
                 return self._refused(problems_text({n: p.text for n, p in prepared.problems.items()}))
-            self._cancel_restart()
-            self._backoff.reset()
+            self._comeback.start_afresh()
             self._forgive_changed(policy)
             return await self._swap(prepared, keep_old=True)
 
@@ -167,8 +124,7 @@ class Tenant:
                 _log.info("%s: its quarantine is lifted", subject.name)
             if self._prepared is None or self.policy is None:
                 return self.error or "there is nothing to restart"
-            self._cancel_restart()
-            self._backoff.reset()
+            self._comeback.start_afresh()
             if self._prepared.problems:
                 # Compiling may work now: a limit was hit before, or the module file came back.
                 try_again(self.policy)
@@ -186,19 +142,17 @@ class Tenant:
         """Drain and end: the tenant is configured no more."""
         async with self._lock:
             self._removed = True
-            self._cancel_restart()
+            self._comeback.cancel()
             if self.current is not None:
                 self._retire(self.current, [plugin.name for plugin in self.current.prepared.policy.plugins])
                 self.current = None
             elif self.policy is not None:
-                for front in self._services.fronts.ready.values():
-                    for plugin in (one for one in self.policy.plugins if is_for(front, one)):
-                        front.send(front_frames.plugin_down(self.policy, plugin.name, "removed", removed=True))
+                Herald(self.policy, None).all_down(self._services.fronts.ready.values(), "removed", removed=True)
 
     async def stop(self) -> None:
         """End all workers, without draining: the fronts are gone."""
         self._removed = True
-        self._cancel_restart()
+        self._comeback.cancel()
         everything = [*self._deployments(), *([self._incoming] if self._incoming else [])]
         for deployment in everything:
             deployment.worker.stop()
@@ -213,15 +167,15 @@ class Tenant:
             deployment.sync_fronts()
         if arrived is None:
             return
-        if self.current is not None and self.current.live:
-            self.current.report_problems([arrived])
+        if self.current is not None and self.current.news.live:
+            self.current.news.report_problems([arrived])
         else:
             self._announce([arrived])
 
     def introduce(self, front: ChannelUser) -> None:
         """Tell a new front of every plugin, whether or not it can run; its channels follow."""
-        if self.current is not None and self.current.live:
-            self.current.introduce(front)
+        if self.current is not None and self.current.news.live:
+            self.current.news.introduce(front)
         else:
             self._announce([front])
         self.fronts_changed()
@@ -233,9 +187,9 @@ class Tenant:
     def channel_broken(self, channel_id: int, reason: str) -> bool:
         """Kill the worker behind a channel; return whether it is one of ours."""
         for deployment in self._deployments():
-            if channel_id in deployment.vms:
+            if channel_id in deployment.vms.by_id:
                 cause = ExitCause.WALL_TIME if reason.startswith(OVERDUE_TEXT) else ExitCause.WORKER_PROTOCOL
-                deployment.kill(f"broke a channel: {reason}", cause)
+                deployment.worker.kill(f"broke a channel: {reason}", cause)
                 return True
         return False
 
@@ -251,12 +205,8 @@ class Tenant:
             text = self._prepared.text if self._prepared else Blob("policy", policy_text(self.policy).encode())
         except SandboxdError:
             return  # the file has changed since: `apply` says so
-        for front in fronts:
-            for plugin in self.policy.plugins:
-                if is_for(front, plugin):
-                    reason = self.error or "it is starting"
-                    frame = front_frames.plugin_down(self.policy, plugin.name, reason, starting=not self.error)
-                    front.send(frame, (text.fd,))
+        starting = not self.error
+        Herald(self.policy, text).all_down(fronts, self.error or "it is starting", starting=starting)
 
     def _deployments(self) -> list[Deployment]:
         return [d for d in (self.current, *self.draining) if d is not None]
@@ -286,12 +236,15 @@ class Tenant:
         if faults and keep_old and self._has_served:
             new.worker.stop()
             return self._failed(problems_text(faults))
+        self._take_over(prepared, new)
+        self._retry_later(prepared)
+        return problems_text(new.problems)
+
+    def _take_over(self, prepared: PreparedTenant, new: Deployment) -> None:
         old, self.current = self.current, new
         self._prepared, self.policy = prepared, prepared.policy
         self._has_served = True
-        self.shared = new.shared
-        for name in self.metrics.keys() - {plugin.name for plugin in prepared.policy.plugins}:
-            del self.metrics[name]
+        self.deployer.took_over(new)
         self.error = ""
         for name, problem in prepared.problems.items():
             _log.error("tenant %s: plugin %s: %s", self.name, name, one_line(problem.text, MAX_MESSAGE_CHARACTERS))
@@ -299,15 +252,13 @@ class Tenant:
         if old is not None:
             kept = {(plugin.name, plugin.kind) for plugin in prepared.policy.plugins}
             self._retire(old, [p.name for p in old.prepared.policy.plugins if (p.name, p.kind) not in kept])
-        self._plan_retry(prepared)
-        return problems_text(new.problems)
 
     def _is_left_out(self, prepared: PreparedTenant, new: Deployment, name: str) -> bool:
         """Return whether a plugin does not run only because it is in quarantine since before this start."""
         return name in prepared.plugins and name not in new.prepared.plugins
 
     async def _started(self, prepared: PreparedTenant) -> Deployment:
-        self._incoming = self._deploy(self._without_quarantined(prepared))
+        self._incoming = self.deployer.deploy(prepared)
         try:
             await self._incoming.start()
             return self._incoming
@@ -320,38 +271,9 @@ class Tenant:
             return self._refused(error)
         # The worker that died while it started has been noted as a crash, in `_deployment_gone`.
         delay_s, self._start_delay_s = self._start_delay_s, None
-        self._plan_restart(error, delay_s)
+        self._restart_later(error, delay_s)
         self._announce_all()
         return error
-
-    def _without_quarantined(self, prepared: PreparedTenant) -> PreparedTenant:
-        """Return the version with each plugin that is in quarantine as one that cannot run."""
-        crashes = CrashReports(self._services.ledger, prepared.policy)
-        reasons = {name: text for name in prepared.plugins if (text := crashes.quarantine(name))}
-        return replace(
-            prepared,
-            plugins={name: plugin for name, plugin in prepared.plugins.items() if name not in reasons},
-            problems={**prepared.problems, **{n: PluginProblem(text, permanent=True) for n, text in reasons.items()}},
-        )
-
-    def _deploy(self, prepared: PreparedTenant) -> Deployment:
-        return Deployment(
-            prepared,
-            self._services.worker_spec(prepared.policy),
-            self._services.fronts,
-            self._services.settings,
-            redaction_key=self._services.redaction_key(self.name),
-            on_gone=self._deployment_gone,
-            crashes=CrashReports(self._services.ledger, prepared.policy),
-            shared=self._region(prepared.policy),
-            metrics=self.metrics,
-            egress=self._services.egress,
-        )
-
-    def _region(self, policy: TenantPolicy) -> SharedRegion:
-        """Return the region for a version: the one that there is, unless the version wants one of another size."""
-        size = policy.shared.memory_bytes
-        return self.shared if self.shared.size == size else SharedRegion(size)
 
     def _retire(self, deployment: Deployment, removed: list[str]) -> None:
         if not deployment.gone:
@@ -368,7 +290,9 @@ class Tenant:
     # --- coming back ---
 
     def _deployment_gone(self, deployment: Deployment, end: Exit) -> None:
-        delay_s = None if deployment.worker.stopping else self._note_crash(deployment, end)
+        delay_s = None
+        if not deployment.worker.stopping:
+            delay_s = deployment.crashes.worker_gone(deployment.prepared.plugins, deployment.worker.pid, end)
         if deployment in self.draining:
             self.draining.remove(deployment)
             if not deployment.worker.stopping:
@@ -380,64 +304,40 @@ class Tenant:
         self.current = None
         if self._removed:
             return
-        self._plan_restart(f"worker {deployment.worker.pid} {end.sentence}", delay_s)
+        self._restart_later(f"worker {deployment.worker.pid} {end.sentence}", delay_s)
 
-    def _note_crash(self, deployment: Deployment, end: Exit) -> float | None:
-        """Return how long the ledger wants to wait for the next worker; None if it has no opinion."""
-        crashes = CrashReports(self._services.ledger, deployment.prepared.policy)
-        names = [name for name in deployment.prepared.plugins if not crashes.quarantine(name)]
-        rulings = crashes.worker_gone(names, deployment.worker.pid, end)
-        for name, ruling in rulings.items():
-            if ruling.quarantine is not None:
-                _log.error("tenant %s: plugin %s: %s", self.name, name, crashes.quarantine(name))
-        return max((ruling.delay_s for ruling in rulings.values()), default=None)
-
-    def _plan_restart(self, error: str, delay_s: float | None = None) -> None:
+    def _restart_later(self, error: str, delay_s: float | None = None) -> None:
+        """Plan the next worker; without a delay, nobody knows of a plugin whose doing it was."""
         self.error = error
         self.restarts += 1
         if delay_s is None:
-            delay_s = self._backoff.failed(self._loop.time())
+            delay_s = self._comeback.delay_s()
         _log.error("tenant %s: %s; it starts again in %.1f s", self.name, error, delay_s)
-        self._cancel_restart()
-        self._restart = self._loop.create_task(self._start_again(delay_s))
+        self._comeback.plan(self._start_again, delay_s)
 
-    def _plan_retry(self, prepared: PreparedTenant) -> None:
+    def _retry_later(self, prepared: PreparedTenant) -> None:
         """
         Try again later what may work then: compiling that ran out of time, a module that was not loaded.
         """
-        if all(problem.permanent for problem in prepared.problems.values()):
+        if not all(problem.permanent for problem in prepared.problems.values()):
+            self._comeback.plan(self._try_again, max(1.0, self._comeback.delay_s()))
+
+    async def _start_again(self) -> None:
+        if self.current is None and self._prepared is not None and not self._removed:
+            await self._swap(self._prepared, keep_old=False)
+
+    async def _try_again(self) -> None:
+        if self.policy is None or self._removed:
             return
-        delay_s = max(1.0, self._backoff.failed(self._loop.time()))
-        self._cancel_restart()
-        self._restart = self._loop.create_task(self._try_again(delay_s))
-
-    async def _start_again(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        async with self._lock:
-            self._restart = None
-            if self.current is None and self._prepared is not None and not self._removed:
-                await self._swap(self._prepared, keep_old=False)
-
-    async def _try_again(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        async with self._lock:
-            self._restart = None
-            if self.policy is None or self._removed:
-                return
-            try:
-                prepared = await self._services.prepare(self.policy)
-            except SandboxdError as error:
-                self._refused(str(error))
-                return
-            if len(prepared.problems) < len(self._prepared.problems if self._prepared else {}):
-                await self._swap(prepared, keep_old=False)
-            else:
-                self._plan_retry(prepared)
-
-    def _cancel_restart(self) -> None:
-        if self._restart is not None and self._restart is not asyncio.current_task():
-            self._restart.cancel()
-        self._restart = None
+        try:
+            prepared = await self._services.prepare(self.policy)
+        except SandboxdError as error:
+            self._refused(str(error))
+            return
+        if len(prepared.problems) < len(self._prepared.problems if self._prepared else {}):
+            await self._swap(prepared, keep_old=False)
+        else:
+            self._retry_later(prepared)
 
 
 def problems_text(problems: dict[str, str]) -> str:

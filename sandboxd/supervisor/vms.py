@@ -10,7 +10,7 @@ from sandboxd.channel.memfd import ChannelFds
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.supervisor import budgets
 from sandboxd.supervisor.users import ChannelUser
-from sandboxd.supervisor.worker_protocol import VmFailed, VmUsage
+from sandboxd.supervisor.worker_events import VmFailed, VmUsage
 
 
 @dataclass(slots=True)

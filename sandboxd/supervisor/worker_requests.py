@@ -18,7 +18,8 @@ from sandboxd.supervisor.exits import ExitCause
 from sandboxd.supervisor.folders import FileChanges, apply_changes
 from sandboxd.supervisor.prepare import Blob, PreparedPlugin, PreparedTenant
 from sandboxd.supervisor.process import WorkerProcess
-from sandboxd.supervisor.worker_protocol import SharedAsk, VmState
+from sandboxd.supervisor.worker_events import SharedAsk
+from sandboxd.supervisor.worker_protocol import VmState
 
 if TYPE_CHECKING:
     from sandboxd.supervisor.remote_store import RemoteStore

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 from typing import TypeAlias
 
 from sandboxd.supervisor import frames
@@ -42,6 +43,8 @@ class Report(enum.IntEnum):
 
     FORKED = 1
     EXITED = 2
+    NOT_FORKED = 3
+    """The machine did not let it; the status is the errno, and there is no pid."""
 
 
 class Zygote:
@@ -63,7 +66,7 @@ class Zygote:
         frames.send(self.socket, _REQUEST.pack(index), (control.fileno(),))
 
     def report(self) -> tuple[Report, int, int, int] | None:
-        """Read one report: kind, index, pid, exit status (negative for a signal). None at the end."""
+        """Read one report: kind, index, pid, exit status (negative for a signal) or errno. None at the end."""
         data = frames.receive_plain(self.socket)
         if not data:
             return None
@@ -99,7 +102,7 @@ def _main(sock: socket.socket, parents_end: socket.socket, front_main: FrontMain
                 poller.unregister(fd)
                 index, process = children.pop(fd)
                 process.join()
-                _tell(sock, Report.EXITED, index, process)
+                _tell(sock, Report.EXITED, index, process.pid or 0, process.exitcode or 0)
                 process.close()
 
 
@@ -120,15 +123,42 @@ def _fork(
     poller: select.poll,
 ) -> None:
     (index,) = _REQUEST.unpack(packet.data)
-    control = socket.socket(fileno=packet.fds[0])
-    process = _context.Process(
-        target=_front, args=(index, control, sock, list(children), front_main), name=f"front-{index}"
-    )
-    process.start()
-    control.close()
+    with socket.socket(fileno=packet.fds[0]) as control:
+        process = _context.Process(
+            target=_front, args=(index, control, sock, list(children), front_main), name=f"front-{index}"
+        )
+        try:
+            _start(process)
+        except OSError as error:  # too many processes or files just now: asking again is the supervisor's matter
+            _tell(sock, Report.NOT_FORKED, index, 0, error.errno or 0)
+            return
     children[process.sentinel] = (index, process)
     poller.register(process.sentinel, select.POLLIN)
-    _tell(sock, Report.FORKED, index, process)
+    _tell(sock, Report.FORKED, index, process.pid or 0, 0)
+
+
+def _start(process: ForkProcess) -> None:
+    """Start it; if that fails, close what `multiprocessing` had opened for it, which it forgets."""
+    before = _descriptors()
+    try:
+        process.start()
+    except OSError:
+        for fd in _descriptors() - before:
+            os.close(fd)
+        raise
+
+
+def _descriptors() -> set[int]:
+    """Return the open ones, without that of the listing, which is closed again."""
+    return {fd for item in Path("/proc/self/fd").iterdir() if _is_open(fd := int(item.name))}
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _front(
@@ -142,9 +172,9 @@ def _front(
     front_main(index, control)
 
 
-def _tell(sock: socket.socket, kind: Report, index: int, process: ForkProcess) -> None:
+def _tell(sock: socket.socket, kind: Report, index: int, pid: int, status: int) -> None:
     with contextlib.suppress(OSError):  # the supervisor is gone: the next poll ends us
-        frames.send(sock, _REPORT.pack(kind, index, process.pid or 0, process.exitcode or 0))
+        frames.send(sock, _REPORT.pack(kind, index, pid, status))
 
 
 def _end(children: dict[int, tuple[int, ForkProcess]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from sandboxd.errors import FolderError
+from sandboxd.policy.load import parse_policy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import folder_disk, folders
 from sandboxd.supervisor.folder_disk import Change
 from sandboxd.supervisor.folders import Mount, apply_changes, read_changes
+from sandboxd.supervisor.prepare import PreparedTenant, prepare_tenant
 from sandboxd.vm.folder_blob import ChangeKind
+from tests.support.daemon_client import ADD_HEADER, policy_text
 from tests.support.folders import do, mounted, paths
 
 K = ChangeKind
@@ -113,13 +117,76 @@ def test_a_disk_that_hangs_holds_up_its_own_folder_alone(
         assert hung.folder.apply(Change(K.WRITE, b"list", b"x"), hung.policy) == ""
         assert do(other, K.CREATE, b"x") == ""
         assert (tmp_path / "other/x").exists()
-        monkeypatch.setattr(folders, "FLUSH_TIMEOUT_S", 0.1)
-        with pytest.raises(FolderError, match=f"{root}: its disk has not taken"):
+        monkeypatch.setattr(folders, "DISK_TIMEOUT_S", 0.1)
+        with pytest.raises(FolderError, match=f"{root} has not taken the changes"):
             mounted(root)
     finally:
         gate.set()
-    monkeypatch.setattr(folders, "FLUSH_TIMEOUT_S", 10)
+    monkeypatch.setattr(folders, "DISK_TIMEOUT_S", 10)
+    hung.folder.flush()
     assert paths(mounted(root))[b"list"] == b"one"
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("folder") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("where", ["scan", "resolve"])
+async def test_a_mount_that_hangs_refuses_its_own_plugin_alone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artefact_cache: Path, where: str
+) -> None:
+    """
+    With an error that names file, plugin and folder. The others are ready meanwhile; asking again costs neither time
+    nor a thread; and it is read when the disk has come back.
+    """
+    asked, gate = threading.Event(), threading.Event()
+    (tmp_path / "other").mkdir()
+
+    place, name = (folder_disk, "scan") if where == "scan" else (Path, "resolve")
+    original = getattr(place, name)
+
+    def hanging(path: Path, *more: object) -> object:
+        """As for a network file system whose server is gone: whoever asks for anything there waits."""
+        if path == root:
+            asked.set()
+            gate.wait(60)
+        return original(path, *more)
+
+    monkeypatch.setattr(place, name, hanging)
+    monkeypatch.setattr(folders, "DISK_TIMEOUT_S", 4)
+    compilers = asyncio.Semaphore(1)
+
+    async def prepare(name: str, place: Path) -> PreparedTenant:
+        source = tmp_path / f"{name}.yaml"
+        more = f"wasi: {{folders: {{/d: {{path: {place}}}}}}}\n"
+        source.write_text(policy_text(name, ADD_HEADER, more=more))
+        policy = parse_policy(source.read_text(), str(source), module_root=None)
+        return await prepare_tenant(policy, compilers, artefact_cache)
+
+    await prepare("warm", tmp_path / "other")
+    try:
+        hung = asyncio.create_task(prepare("hung", root))
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        well = await asyncio.wait_for(prepare("well", tmp_path / "other"), 10)
+        assert not hung.done()
+        assert well.plugins["main"].folders
+        refused = await hung
+        assert not refused.plugins
+        text = refused.problems["main"].text
+        assert text.startswith(f"{tmp_path}/hung.yaml: wasi.folders: folder {root} was not read within 4 s")
+        assert not refused.problems["main"].permanent
+        hanging = threads()
+        monkeypatch.setattr(folders, "DISK_TIMEOUT_S", 60)
+        for _ in range(5):
+            again = await asyncio.wait_for(prepare("hung", root), 10)
+            assert "hangs, as it did before" in again.problems["main"].text
+        assert threads() <= hanging
+    finally:
+        gate.set()
+    while (found := await prepare("hung", root)).problems:
+        await asyncio.sleep(0.05)
+    assert paths(found.plugins["main"].folders[0])[b"list"] == b"one"
 
 
 def test_a_file_that_goes_while_the_folder_is_read_is_left_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from itertools import pairwise
 import pytest
 
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import launch, process
+from sandboxd.supervisor import launch, process, reading_pace
 from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
-from sandboxd.supervisor.worker_protocol import Event, Ready, VmView
+from sandboxd.supervisor.worker_events import Event, Ready
+from sandboxd.supervisor.worker_protocol import VmView
 
 READY = "say(ready=control.WorkerReady(layers=layers))\n"
 HEAD = """
@@ -140,7 +141,7 @@ async def test_lies_are_fatal(play: Callable[[str], None], program: str, reason:
 
 async def test_a_flood_is_fatal(play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid frames without end must not keep the supervisor busy."""
-    monkeypatch.setattr(process, "FRAMES_BURST", 500)
+    monkeypatch.setattr(reading_pace, "FRAMES_BURST", 500)
     play(READY + "\nfor n in range(1, 1 << 30): say(vm_failed=control.VmFailed(vm_id=1, generation=n))")
 
     assert "floods" in await until_gone()
@@ -241,4 +242,4 @@ async def test_changes_of_folders_get_a_share_of_the_time(play: Callable[[str], 
     await gone
 
     pauses = [after - before for before, after in pairwise(handled)]
-    assert min(pauses) > 0.02 * process.CHANGES_SHARE * 0.9, pauses
+    assert min(pauses) > 0.02 * reading_pace.CHANGES_SHARE * 0.9, pauses

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sandboxd.errors import WorkerError
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import worker_events
 from sandboxd.supervisor import worker_protocol as protocol
 from sandboxd.supervisor.worker_protocol import VmState, VmView, WorkerView
 
@@ -29,23 +30,23 @@ def view() -> WorkerView:
 def test_a_normal_life() -> None:
     """Each frame becomes its event, and the view follows."""
     worker = WorkerView()
-    assert worker.feed(frame(ready=control.WorkerReady(layers=["uid"]))) == protocol.Ready(("uid",))
+    assert worker.feed(frame(ready=control.WorkerReady(layers=["uid"]))) == worker_events.Ready(("uid",))
     worker.plugins[1] = False
     assert worker.feed(frame(plugin_loaded=control.PluginLoaded(plugin_id=1, load_ns=5))) == (
-        protocol.PluginLoaded(1, "", 5)
+        worker_events.PluginLoaded(1, "", 5)
     )
     worker.vms[3] = VmView(1)
     assert worker.feed(frame(vm_started=control.VmStarted(vm_id=3, generation=1, start_ns=9))) == (
-        protocol.VmStarted(3, 1, 9)
+        worker_events.VmStarted(3, 1, 9)
     )
     assert worker.vms[3].state is VmState.RUNNING
     failed = control.VmFailed(vm_id=3, generation=1, cause=control.FAILURE_CAUSE_TRAP, message="boom")
     event = worker.feed(frame(vm_failed=failed))
-    assert isinstance(event, protocol.VmFailed)
+    assert isinstance(event, worker_events.VmFailed)
     assert event.cause == "trap"
     assert (worker.vms[3].state, worker.vms[3].crashes) == (VmState.FAILED, 1)
     worker.vms[3].state = VmState.CLOSING
-    assert worker.feed(frame(vm_closed=control.VmClosed(vm_id=3))) == protocol.VmClosed(3)
+    assert worker.feed(frame(vm_closed=control.VmClosed(vm_id=3))) == worker_events.VmClosed(3)
     assert worker.vms == {}
 
 
@@ -134,7 +135,7 @@ def test_text_is_made_harmless() -> None:
     text = "a\nb\x1b[31m\u202e" + "x" * 10_000
     event = view().feed(frame(vm_failed=control.VmFailed(vm_id=7, generation=1, message=text, callback=text)))
 
-    assert isinstance(event, protocol.VmFailed)
+    assert isinstance(event, worker_events.VmFailed)
     assert event.message.startswith("a\\nb\\x1b[31m\\u202e")
     assert event.message.isprintable()
     assert len(event.message) <= protocol.MAX_MESSAGE_BYTES
@@ -146,7 +147,7 @@ def test_backtraces_are_made_harmless() -> None:
     failed = control.VmFailed(vm_id=7, generation=1, backtrace=["f\n\x1b[2J" + "x" * 10_000] * 1000)
     event = view().feed(frame(vm_failed=failed))
 
-    assert isinstance(event, protocol.VmFailed)
+    assert isinstance(event, worker_events.VmFailed)
     assert len(event.backtrace) == protocol.MAX_FRAMES
     assert all(one.isprintable() and len(one) <= protocol.MAX_NAME_BYTES for one in event.backtrace)
 
@@ -184,7 +185,7 @@ def test_any_conversation(said: list[bytes]) -> None:
             event = worker.feed(data)
         except WorkerError:
             continue
-        assert isinstance(event, protocol.Event)
+        assert isinstance(event, worker_events.Event)
         for value in (getattr(event, name) for name in event.__dataclass_fields__):
             assert not isinstance(value, str) or value == "" or value.isprintable()
     assert set(worker.plugins) == {1, 2}
