@@ -254,6 +254,10 @@ DEFAULT_CALLOUT_TIMEOUT_MS: Final = 1000
 MAX_CALLOUT_TIMEOUT_MS: Final = 60_000
 """From a call's admission to the end of its response."""
 
+DEFAULT_STREAM_TIMEOUT_MS: Final = 60 * 60 * 1000
+MAX_STREAM_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
+"""From a gRPC stream's admission to its end, whatever moves on it: modules open a stream that ended again."""
+
 DEFAULT_CALLOUT_REQUEST_BYTES: Final = 256 * KIB
 MAX_CALLOUT_REQUEST_BYTES: Final = 1 * MIB
 """Headers, body and trailers of one request; hostcore keeps the same limit."""

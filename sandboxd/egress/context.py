@@ -62,6 +62,12 @@ class Context:
         self.desk.plugin(self.plugin).counters.denied(known, error.rule, error.detail, now_s)
         return f"denied by the policy: {error.rule}"
 
+    def cut_off(self, found: Destination, rule: str, limit: str) -> str:
+        """Take note of a stream that is ended by a rule; return what the plugin may know of it."""
+        now_s = asyncio.get_running_loop().time()
+        self.desk.plugin(self.plugin).counters.cut_off(found.upstream.name, rule, limit, now_s)
+        return f"ended by the policy: {rule}"
+
     def failed(self, error: BaseException) -> None:
         """Take note of a mistake of ours."""
         self.desk.plugin(self.plugin).counters.failed(error, asyncio.get_running_loop().time())

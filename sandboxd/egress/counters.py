@@ -47,20 +47,28 @@ class PluginCounters:
             now_s: a clock that never goes back.
         """
         self.count(upstream or _UNKNOWN, f"denied.{rule}")
+        self._warn(f"a callout to {upstream or _UNKNOWN} is denied by {rule}: {one_line(detail, _DETAIL_BYTES)}", now_s)
+
+    def cut_off(self, upstream: str, rule: str, limit: str, now_s: float) -> None:
+        """
+        Count a stream that a rule has ended, and say so in the log as far as that is bearable.
+
+        Args:
+            upstream: a name of the policy.
+            rule: the key of the policy.
+            limit: its value.
+            now_s: a clock that never goes back.
+        """
+        self.count(upstream, f"failed.{rule}")
+        self._warn(f"a stream to {upstream} is ended by {rule}: {limit}", now_s)
+
+    def _warn(self, text: str, now_s: float) -> None:
         if not self._throttle.admits(now_s):
             self._unsaid += 1
             return
         more = f" ({self._unsaid} more were not logged)" if self._unsaid else ""
         self._unsaid = 0
-        _log.warning(
-            "tenant %s: plugin %s: a callout to %s is denied by %s: %s%s",
-            self.tenant,
-            self.plugin,
-            upstream or _UNKNOWN,
-            rule,
-            one_line(detail, _DETAIL_BYTES),
-            more,
-        )
+        _log.warning("tenant %s: plugin %s: %s%s", self.tenant, self.plugin, text, more)
 
     def failed(self, error: BaseException, now_s: float) -> None:
         """

@@ -122,10 +122,19 @@ class GrpcStream:
             request = grpc_request(found.upstream, self._call)
             with self._context.admitted(found):
                 self._context.count(found, "calls")
-                return await self._run(found, request)
+                return await self._run_in_time(found, request)
         except DeniedError as error:
             text = self._context.denied(self._call.upstream, error)
             return answers.grpc_closed(answers.PERMISSION_DENIED, text)
+
+    async def _run_in_time(self, found: Destination, request: GrpcRequest) -> control.CalloutReply:
+        allowed_s = found.upstream.stream_timeout_ms / 1000
+        try:
+            async with asyncio.timeout(allowed_s):
+                return await self._run(found, request)
+        except TimeoutError:  # this one: `_run` answers its own
+            text = self._context.cut_off(found, "stream_timeout", f"{allowed_s:g} s")
+            return answers.grpc_closed(answers.DEADLINE_EXCEEDED, text)
 
     async def _run(self, found: Destination, request: GrpcRequest) -> control.CalloutReply:
         writer: asyncio.Task[None] | None = None

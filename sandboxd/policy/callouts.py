@@ -80,6 +80,8 @@ class Upstream:
     response_bytes: int = limits.DEFAULT_CALLOUT_RESPONSE_BYTES
     timeout_ms: int = limits.DEFAULT_CALLOUT_TIMEOUT_MS
     """Most; a plugin may ask for less. Of gRPC streams: most from one message, either way, to the next."""
+    stream_timeout_ms: int = limits.DEFAULT_STREAM_TIMEOUT_MS
+    """Of gRPC streams: most from beginning to end, time in which the plugin does not read included."""
     concurrency: int = limits.DEFAULT_UPSTREAM_CALLOUTS
     rate: float | None = None
     """Calls per second, with a burst of one second's; None: no limit."""

@@ -48,6 +48,7 @@ _KEYS = (
     "request_bytes",
     "response_bytes",
     "timeout",
+    "stream_timeout",
     "concurrency",
     "rate",
     "retries",
@@ -77,6 +78,10 @@ def _timeout(value: Value) -> int:
     return value.duration_ms(1, limits.MAX_CALLOUT_TIMEOUT_MS)
 
 
+def _stream_timeout(value: Value) -> int:
+    return value.duration_ms(1, limits.MAX_STREAM_TIMEOUT_MS)
+
+
 def _upstream(name: str, value: Value, default_ms: int, root: Path) -> Upstream:
     if not _UPSTREAM_NAME.fullmatch(name):
         raise value.fail(f"{name[:70]!r} is not a name of an upstream", (_UPSTREAM_FORM,))
@@ -87,6 +92,9 @@ def _upstream(name: str, value: Value, default_ms: int, root: Path) -> Upstream:
     methods, headers, redact = section.get("methods"), section.get("headers"), section.get("redact_response_headers")
     if methods and scheme.is_grpc:
         raise methods.fail("is for HTTP upstreams; name gRPC's methods under paths")
+    stream_timeout = section.get("stream_timeout")
+    if stream_timeout and not scheme.is_grpc:
+        raise stream_timeout.fail(f"is for gRPC upstreams, but the url begins with {scheme}", ("grpc://", "grpcs://"))
     request, response, timeout = (section.get(key) for key in ("request_bytes", "response_bytes", "timeout"))
     concurrency, rate, retries = (section.get(key) for key in ("concurrency", "rate", "retries"))
     addresses = section.get("allow_addresses")
@@ -102,6 +110,7 @@ def _upstream(name: str, value: Value, default_ms: int, root: Path) -> Upstream:
         request_bytes=request.size(0, limits.MAX_CALLOUT_REQUEST_BYTES) if request else default.request_bytes,
         response_bytes=response.size(0, limits.MAX_CALLOUT_RESPONSE_BYTES) if response else default.response_bytes,
         timeout_ms=_timeout(timeout) if timeout else default_ms,
+        stream_timeout_ms=_stream_timeout(stream_timeout) if stream_timeout else default.stream_timeout_ms,
         concurrency=concurrency.integer(1, limits.MAX_CALLOUTS) if concurrency else default.concurrency,
         rate=rate.number(0.01, limits.MAX_CALLOUT_RATE) if rate else None,
         retries=retries.integer(0, limits.MAX_CALLOUT_RETRIES) if retries else 0,

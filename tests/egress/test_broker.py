@@ -192,6 +192,37 @@ async def test_a_stream_that_floods_waits_for_its_vm(known: upstream.Upstream) -
         assert (await peer.counters())["acme/p"]["rpc"]["response_bytes"] < 4 * 1024 * 1024
 
 
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_stream_has_so_much_time_and_no_more(
+    known: upstream.Upstream, caplog: pytest.LogCaptureFixture, takes: bool
+) -> None:
+    """However much moves on it, and even while its plugin reads nothing; its place is free for another call then."""
+    callouts = upstream.policy(known, timeout="20s", concurrency=1)
+    callouts["upstreams"]["rpc"]["stream_timeout"] = "400ms"
+    async with broker.running() as peer:
+        peer.takes = takes
+        peer.rules(1, "acme", {"p": callouts})
+        key = peer.begin(stream("Count"))
+        peer.more(key, send(b"100000000"))
+        counters: dict[str, int] = {}
+        async with asyncio.timeout(10):
+            while not counters.get("failed.stream_timeout"):
+                await asyncio.sleep(0.05)
+                counters = (await peer.counters())["acme/p"]["rpc"]
+        peer.takes = True
+        peer.send(taken=control.EgressTaken(worker_id=1, bytes=0 if takes else peer.received_bytes[1]))
+        last = await peer.reply(key)
+        while last is not None and last.WhichOneof("reply") != "closed":
+            last = await peer.reply(key)
+        assert last is not None
+        assert (last.closed.status, last.closed.message) == (4, "ended by the policy: stream_timeout")
+        unary = await peer.reply(peer.begin(control.CalloutRequest(grpc_call=grpc_call("Unary", b"x"))))
+        assert unary is not None
+        assert unary.WhichOneof("reply") == "message"
+    assert counters["calls"] == counters["failed.stream_timeout"] == 1
+    assert "tenant acme: plugin p: a stream to rpc is ended by stream_timeout: 0.4 s" in caplog.text
+
+
 async def test_a_cancelled_stream_ends_at_the_server(known: upstream.Upstream) -> None:
     before = known.cancelled
     async with broker.running() as peer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,15 @@ def test_http(path: bytes, headers: list[tuple[bytes, bytes]], method: bytes) ->
         assert name not in NEVER_SET
         assert re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", name)
         assert not set(value) & {"\r", "\n", "\0"}
+
+
+def test_trailers_are_denied_not_dropped() -> None:
+    """A signature in them would be missing without a word; none at all is fine."""
+    headers = encode([(b":method", b"GET"), (b":path", b"/v1/a"), (b":authority", b"a")])
+    assert http_request(WEB, control.HttpCall(upstream=b"web", headers=headers, trailers=encode([]))).target == "/v1/a"
+    with pytest.raises(DeniedError) as caught:
+        http_request(WEB, control.HttpCall(upstream=b"web", headers=headers, trailers=encode([(b"x-sum", b"1")])))
+    assert caught.value.rule == "trailers"
 
 
 @settings(max_examples=300, deadline=None)

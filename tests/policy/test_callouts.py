@@ -23,6 +23,16 @@ def test_defaults_are_narrow() -> None:
     assert found.allow_addresses == ()
 
 
+def test_a_streams_whole_time() -> None:
+    """An hour unless it says otherwise."""
+    usual = load("{url: 'grpc://a:1', paths: [/], timeout: 5s}").upstream("auth")
+    longest = load("{url: 'grpcs://a:1', paths: [/], stream_timeout: 1440m}").upstream("auth")
+    assert usual is not None
+    assert (usual.timeout_ms, usual.stream_timeout_ms) == (5_000, 3_600_000)
+    assert longest is not None
+    assert longest.stream_timeout_ms == 86_400_000
+
+
 @pytest.mark.parametrize(
     ("upstream", "problem"),
     [
@@ -39,6 +49,10 @@ def test_defaults_are_narrow() -> None:
         ("{url: 'http://a', paths: [/], headers: [Host]}", "never a plugin's"),
         ("{url: 'http://a', paths: [/], allow_addresses: [127.0.0.1/8]}", "host bits"),
         ("{url: 'http://a', paths: [/], tls: {ca: x}}", "is for https"),
+        ("{url: 'http://a', paths: [/], stream_timeout: 1s}", "is for gRPC upstreams"),
+        ("{url: 'grpc://a:1', paths: [/], stream_timeout: 0ms}", "1ms to 1440m"),
+        ("{url: 'grpc://a:1', paths: [/], stream_timeout: 1441m}", "1ms to 1440m"),
+        ("{url: 'grpc://a:1', paths: [/], stream_timeout: never}", "is not a duration"),
     ],
 )
 def test_refused(upstream: str, problem: str) -> None:

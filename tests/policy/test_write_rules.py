@@ -201,6 +201,22 @@ def test_grpc_status(given: int, expected: int | None) -> None:
     assert response.grpc_status == expected
 
 
+def test_headers_of_a_local_response_are_held_against_the_same_lists() -> None:
+    """Allowed, denied, and not named by a list that names the allowed ones."""
+    headers = [(b"X-Ok", b"1"), (b"www-authenticate", b"Basic"), (b"x-secret", b"2")]
+    some = rules(allow_headers=("x-*",), deny_headers=("x-secret",))
+    response, refusals = some.local_response(401, b"", headers, b"", -1)
+    assert response is not None
+    assert response.headers == ((b"x-ok", b"1"),)
+    assert [(item.reason, item.name) for item in refusals] == [
+        (Reason.DENIED, "www-authenticate"),
+        (Reason.DENIED, "x-secret"),
+    ]
+    response, _ = rules(allow_headers=()).local_response(401, b"", headers, b"", -1)
+    assert response is not None
+    assert response.headers == ()
+
+
 def test_local_response_bounds_and_denial() -> None:
     big = b"x" * (limits.MAX_LOCAL_RESPONSE_BODY_BYTES + 1)
     response, refusals = rules().local_response(200, b"d" * 1000, [], big, -1)
