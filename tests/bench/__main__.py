@@ -29,12 +29,13 @@ from tests.bench import (
     shared,
     soak,
     specification,
+    store,
     vm,
     workers,
 )
 from tests.bench.load import LoadError
 
-PARTS = (vm, shared, cpu_limit, workers, channel, idle, callouts, proxies, neighbour)
+PARTS = (vm, shared, store, cpu_limit, workers, channel, idle, callouts, proxies, neighbour)
 """Each with the names of its ``FIGURES``; rounds as lists come beside them."""
 
 
@@ -71,6 +72,7 @@ def _measure(arguments: argparse.Namespace, plan: proxies.Plan) -> dict[str, Any
         place = Path(name)
         figures = vm.measure(rounds, place, _say)
         figures |= shared.measure(rounds, _say)
+        figures |= store.measure(rounds, place, _say)
         figures |= cpu_limit.measure(cpu_limit.KILLS, _say)
         figures |= workers.measure(rounds, place, _say)
         figures |= channel.measure(rounds, place, _say)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sandboxd.demo import envoy, envoy_config
-from tests.bench import channel, load, matrix, neighbour, proxies, results, specification
+from tests.bench import channel, load, matrix, neighbour, proxies, results, specification, store
 from tests.bench.__main__ import PARTS
-from tests.support import guests
+from tests.support import guests, redis_server
 
 
 def rounds(*rates: float) -> list[load.Load]:
@@ -69,6 +69,29 @@ def test_the_parts_give_what_they_say() -> None:
     assert {name for name in proxies.summarise(found) if not name.endswith("_rounds")} == set(proxies.FIGURES)
     turns = {name: [turn(100.0)] for name in ("alone", "polite", "noisy")}
     assert set(neighbour.summarise(turns)) == set(neighbour.FIGURES)
+
+
+def test_a_store_that_is_not_there_is_no_figure_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a failure of all the others, or a figure of memory."""
+
+    def missing() -> tuple[list[str], dict[str, str]]:
+        raise FileNotFoundError(redis_server.MISSING)
+
+    monkeypatch.setattr(redis_server, "command", missing)
+    said: list[str] = []
+    assert store.measure(1, tmp_path, said.append) == {}
+    assert said[-1] == f"NOT MEASURED: store_get_us: {redis_server.MISSING}"
+
+
+@pytest.mark.timeout(60)
+def test_reads_from_a_store_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a real server; no round trip through three processes is quicker than this."""
+    monkeypatch.setattr(store, "REQUESTS", 5)
+    (tmp_path / "probe").mkdir()
+    with redis_server.redis_server(tmp_path / "probe"):  # skips where there is none
+        figures = store.measure(1, tmp_path, print)
+    assert figures["store_get_us"] > 10
+    assert figures["store_get_rounds"] == [figures["store_get_us"]]
 
 
 def turn(p99_us: float, *, body: bytes = b"right", status: int = 200) -> neighbour.Turn:

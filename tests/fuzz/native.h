@@ -4,7 +4,7 @@
 
 #include <setjmp.h>
 
-#include "hostcore.h"
+#include "stream.h"
 #include "hostcalls.h"
 #include "numbers.h"
 

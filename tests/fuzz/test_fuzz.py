@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-COUNTS: Final = {"pairs": 500_000, "heap": 2_000, "channel": 550_000}
+COUNTS: Final = {"pairs": 500_000, "heap": 2_000, "zlib": 100_000, "folders": 100_000, "channel": 550_000}
 TIMEOUT_S: Final = 100
 
 

@@ -70,6 +70,7 @@ FILTERS = {
     "c_tcp_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_tcp_flow": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_state_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_foreign_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_rate_limiter": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_circuit_breaker": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_fault_injection": Expected("0_2_1", (), ALLOCATORS[:1]),

@@ -57,6 +57,7 @@ C_TWENTY_CALLS = Guest("c-twenty-calls", "c/c_twenty_calls.wasm")
 C_ALL_ON = Guest("c-all-on", "c/c_all_on.wasm")
 C_ALL_CALLS = Guest("c-all-calls", "c/c_all_calls.wasm")
 C_STATE_PROBE = Guest("c-state-probe", "c/c_state_probe.wasm")
+C_FOREIGN_PROBE = Guest("c-foreign-probe", "c/c_foreign_probe.wasm")
 C_TCP_FLOW = Guest("c-tcp-flow", "c/c_tcp_flow.wasm")
 CALLOUTS = Guest("callouts", "rust/callouts.wasm")
 GO_FILTER = Guest(

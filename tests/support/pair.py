@@ -72,29 +72,48 @@ def _v8(guest: Guest) -> dict[str, Any]:
     return filter_
 
 
-def _listeners(subjects: Iterable[Subject], attach: Path) -> Iterator[dict[str, Any]]:
+def _routes(per_filter: dict[str, Any], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    every = envoy_config.route("/", "upstream", per_filter)
+    return [*({**every, **route} for route in more), every]
+
+
+def _listeners(
+    subjects: Iterable[Subject], attach: Path, more_routes: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    plain = _routes({}, more_routes)
     for subject in subjects:
         guest = subject.guest
-        plain = [envoy_config.route("/", "upstream")]
         yield envoy_config.listener(f"v8-{guest.name}", [_v8(guest)], plain, buffer_bytes=BUFFER_BYTES)
         module = [envoy_config.shm(attach, TENANT, guest.name)]
         yield envoy_config.listener(f"{stage.SHM}-{guest.name}", module, plain, buffer_bytes=BUFFER_BYTES)
+        metadata = {"receiving_namespaces": {"untyped": [f"sandboxd.{TENANT}.{guest.name}"]}}
         for mode in subject.modes:
             processing = envoy_config.processing_mode(mode, trailers=mode != "NONE")
             route = envoy_config.ext_proc_route(TENANT, guest.name, processing)
             yield envoy_config.listener(
                 f"{mode}-{guest.name}",
-                [envoy_config.ext_proc("sandboxd", timeout_s=5)],
-                [envoy_config.route("/", "upstream", route)],
+                [envoy_config.ext_proc("sandboxd", timeout_s=5, metadata_options=metadata)],
+                _routes(route, more_routes),
                 buffer_bytes=BUFFER_BYTES,
             )
 
 
 @contextlib.contextmanager
 def running(
-    subjects: tuple[Subject, ...], directory: Path, more_clusters: Sequence[dict[str, Any]] = ()
+    subjects: tuple[Subject, ...],
+    directory: Path,
+    more_clusters: Sequence[dict[str, Any]] = (),
+    more_routes: Sequence[dict[str, Any]] = (),
 ) -> Iterator[Pair]:
-    """Run upstream, sandboxd and Envoy for the length of a ``with`` block; ``more_clusters``: that guests call."""
+    """
+    Run upstream, sandboxd and Envoy for the length of a ``with`` block.
+
+    Args:
+        subjects: the guests.
+        directory: empty.
+        more_clusters: that guests call.
+        more_routes: that come before the one for everything; only what they have in place of its fields.
+    """
     policies = directory / "policies"
     policies.mkdir()
     (policies / "compared.yaml").write_text(json.dumps(policy(subjects)))
@@ -107,6 +126,8 @@ def running(
             envoy_config.grpc_cluster("sandboxd", sandbox.sockets, buffer_bytes=BUFFER_BYTES),
             *more_clusters,
         ]
-        config = envoy_config.bootstrap(list(_listeners(subjects, sandbox.runtime / "attach.sock")), clusters)
+        config = envoy_config.bootstrap(
+            list(_listeners(subjects, sandbox.runtime / "attach.sock", more_routes)), clusters
+        )
         with envoy.running(config, directory) as proxy:
             yield Pair(proxy, sandbox, recorder)

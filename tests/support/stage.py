@@ -102,6 +102,7 @@ def running(
     clusters: Callable[[daemon.Daemon], list[dict[str, Any]]] | None = None,
     transport: str = EXT_PROC,
     shm: Mapping[str, Any] | None = None,
+    behind: Sequence[dict[str, Any]] = (),
 ) -> Iterator[Stage]:
     """
     Run everything for the length of a ``with`` block.
@@ -115,6 +116,7 @@ def running(
         clusters: the cluster ``sandboxd`` and what else Envoy needs; None: the fronts' Unix sockets.
         transport: one of `TRANSPORTS`.
         shm: further keys of the dynamic module's configuration.
+        behind: filters of Envoy's behind sandboxd's.
     """
     if transport == SHM:
         envoy_module.built()
@@ -134,7 +136,8 @@ def running(
             [
                 envoy_config.shm(sandbox.runtime / "attach.sock", **(shm or {}))
                 if transport == SHM
-                else envoy_config.ext_proc("sandboxd", **(ext_proc or {}))
+                else envoy_config.ext_proc("sandboxd", **(ext_proc or {})),
+                *behind,
             ],
             [route for tenant in tenants for route in tenant.routes(transport)],
             buffer_bytes=16 << 20,

@@ -177,8 +177,20 @@ def running(
     timeout_s: float = 2.5,
     plugins: Sequence[dict[str, Any]] = (),
     network: dict[str, Any] | None = None,
+    listener: dict[str, Any] | None = None,
 ) -> Iterator[TcpStage]:
-    """Run upstreams, sandboxd and Envoy; ``plugins`` are entries in place of `plugin` of each guest."""
+    """
+    Run upstreams, sandboxd and Envoy for the length of a ``with`` block.
+
+    Args:
+        guests: each gets listeners.
+        directory: empty.
+        v8: Envoy's own filter too.
+        timeout_s: how long Envoy waits for sandboxd.
+        plugins: entries of the policy in place of `plugin` of each guest.
+        network: further fields of the filter.
+        listener: further fields of each listener.
+    """
     policies = directory / "policies"
     policies.mkdir()
     entries = list(plugins) or [plugin(guest) for guest in guests]
@@ -203,8 +215,9 @@ def running(
                     own = envoy_config.network_wasm(guest.name, guest.path, guest.configuration)
                     kinds["v8"] = own
                 for kind, filter_ in kinds.items():
-                    listeners.append(envoy_config.tcp_listener(f"{kind}-{guest.name}", [filter_], "echo"))
-                    listeners.append(envoy_config.tcp_listener(f"{kind}-{guest.name}-greeted", [filter_], "greeter"))
+                    name = f"{kind}-{guest.name}"
+                    for each, cluster in ((name, "echo"), (f"{name}-greeted", "greeter")):
+                        listeners.append({**envoy_config.tcp_listener(each, [filter_], cluster), **(listener or {})})
             clusters = [
                 envoy_config.tcp_cluster("echo", echo.port),
                 envoy_config.tcp_cluster("greeter", greeter.port),

@@ -17,6 +17,8 @@
 //   close-answer     closes downstream when upstream sends `close`
 //   trap             traps when downstream sends `trap`
 //   address          puts `source.address` and a line end before what upstream sends
+//   property         sets the property `tcp.down` to what downstream has sent last, `tcp.up` to what upstream has, and
+//                    `tcp.new` to `yes`
 #include "proxy_wasm.h"
 
 enum { DOWNSTREAM_DATA = 2, UPSTREAM_DATA = 3 };
@@ -38,6 +40,12 @@ static bool is(const char *name) {
 static bool read_data(uint32_t buffer, char **data, size_t *size) {
     *data = NULL, *size = 0;
     return proxy_get_buffer_bytes(buffer, 0, WHOLE_BUFFER, data, size) == STATUS_OK;
+}
+
+static void set_to_data(const char *path, size_t path_size, uint32_t buffer) {
+    char *data;
+    size_t size;
+    if (is("property") && read_data(buffer, &data, &size) && size > 0) proxy_set_property(path, path_size, data, size);
 }
 
 static bool says(uint32_t buffer, const char *word) {
@@ -104,6 +112,7 @@ uint32_t WASM_EXPORT(proxy_on_new_connection)(uint32_t context) {
     (void)context;
     trace(TEXT("new"), 0, 0);
     if (is("close-new")) proxy_close_stream(DOWNSTREAM);
+    if (is("property")) proxy_set_property(TEXT("tcp\0new"), TEXT("yes"));
     return is("pause-new") ? ACTION_PAUSE : ACTION_CONTINUE;
 }
 
@@ -111,6 +120,7 @@ uint32_t WASM_EXPORT(proxy_on_downstream_data)(uint32_t context, uint32_t size, 
     arena_reset();
     trace(TEXT("down"), size, end);
     if (is("upper")) upper(DOWNSTREAM_DATA);
+    set_to_data(TEXT("tcp\0down"), DOWNSTREAM_DATA);
     if (is("surround")) surround(DOWNSTREAM_DATA);
     if (is("whole-lines") && !end && !whole_line(DOWNSTREAM_DATA)) return ACTION_PAUSE;
     if ((is("until-end") || is("swap-end")) && !end) return ACTION_PAUSE;
@@ -127,6 +137,7 @@ uint32_t WASM_EXPORT(proxy_on_upstream_data)(uint32_t context, uint32_t size, ui
     arena_reset();
     trace(TEXT("up"), size, end);
     if (is("upper")) upper(UPSTREAM_DATA);
+    set_to_data(TEXT("tcp\0up"), UPSTREAM_DATA);
     if (is("surround")) surround(UPSTREAM_DATA);
     if (is("drop")) proxy_set_buffer_bytes(UPSTREAM_DATA, 0, size, TEXT(""));
     if (is("whole-answers") && !end && !whole_line(UPSTREAM_DATA)) return ACTION_PAUSE;
