@@ -64,21 +64,23 @@ void block_free(u32 at)
 
 /* ---- repair ------------------------------------------------------------------------------------------------------ */
 
+/* False: it is no block, or it has its mark already. */
 static bool mark(u32 at, u32 round)
 {
     u32 class, marked;
-    if (!block_info(at, &class, &marked))
+    if (!block_info(at, &class, &marked) || marked == round)
         return false;
     shared_store(at + BLOCK_INFO, class | round << MARK_SHIFT);
     return true;
 }
 
-/* Items from `head` on; the chain ends where it stops making sense. */
+/* Items from `head` on; the chain ends where it stops making sense. How many are too many says who puts one in: the
+   queue may be that of a plugin with other limits. */
 static void mend_queue(u32 queue_at, u32 round)
 {
     u32 count = 0, last = 0, at = shared_load(queue_at + QUEUE_HEAD);
     mark(shared_load(queue_at + QUEUE_NAME), round);
-    for (; count < vm.config.limits.queue_items && mark(at, round); at = shared_load(at + BLOCK_NEXT)) {
+    for (; mark(at, round); at = shared_load(at + BLOCK_NEXT)) {
         last = at;
         count++;
     }

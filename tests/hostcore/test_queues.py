@@ -20,6 +20,8 @@ ENQUEUE, DEQUEUE = "proxy_enqueue_shared_queue", "proxy_dequeue_shared_queue"
 MARKERS = ["proxy_abi_version_0_1_0", "proxy_abi_version_0_2_0", "proxy_abi_version_0_2_1"]
 QUEUES = Delivery(DeliveryKind.QUEUES)
 SIZE = 1 << 20
+NEXT = 8
+"""Where a block has the number of the next one."""
 WILD = 0xFFFF0000 - (1 << 32)
 
 
@@ -184,19 +186,36 @@ def test_without_a_region_there_are_no_queues() -> None:
         assert [report[0] for report in vm.request()[1].reports] == [10, 1, 1, 1]
 
 
-def test_queue_of_a_dead_holder_is_mended(region: int) -> None:
-    """Items that were whole stay, in order; the count is right again."""
+@pytest.mark.parametrize("queue_items", [100, 1])
+def test_queue_of_a_dead_holder_is_mended(region: int, queue_items: int) -> None:
+    """Items that were whole stay, in order; the count is right again. The mender's own limit counts for nothing."""
     steps = [(REGISTER, "q", OUT_WORD), *[(ENQUEUE, 1, f"item {n}") for n in range(3)]]
     with Driver(guest({"request_headers": steps}), shared=seen(region, 1)) as vm:
         vm.request()
     queues_at = 4096 + 2048 * 16
     os.pwrite(region, struct.pack("<II", 0, 77), queues_at + 8)  # tail and count, half done
     os.pwrite(region, struct.pack("<II", 0xFFFFFFFF, 3), 64)
-    take = [(REGISTER, "q", OUT_WORD), (ENQUEUE, 1, "last"), *[(DEQUEUE, 1, OUT)] * 5]
+    take = [(REGISTER, "q", OUT_WORD), *[(DEQUEUE, 1, OUT)] * 3, (ENQUEUE, 1, "last"), *[(DEQUEUE, 1, OUT)] * 2]
+    limits = {"queue_items": queue_items}
+    with Driver(guest({"request_headers": take}), shared=seen(region, 2), limits=limits) as vm:
+        reports = vm.request()[1].reports
+
+    assert reports[1:] == [b"\x00item 0", b"\x00item 1", b"\x00item 2", b"\x00", b"\x00last", b"\x07"]
+
+
+def test_a_queue_that_goes_in_a_circle_is_mended(region: int) -> None:
+    """Each item comes once, then there are no more."""
+    steps = [(REGISTER, "q", OUT_WORD), *[(ENQUEUE, 1, f"item {n}") for n in range(2)]]
+    with Driver(guest({"request_headers": steps}), shared=seen(region, 1)) as vm:
+        vm.request()
+    head, tail = struct.unpack("<II", os.pread(region, 8, 4096 + 2048 * 16 + 4))
+    os.pwrite(region, struct.pack("<I", head), tail + NEXT)
+    os.pwrite(region, struct.pack("<II", 0xFFFFFFFF, 3), 64)
+    take = [(REGISTER, "q", OUT_WORD), (ENQUEUE, 1, "last"), *[(DEQUEUE, 1, OUT)] * 4]
     with Driver(guest({"request_headers": take}), shared=seen(region, 2)) as vm:
         reports = vm.request()[1].reports
 
-    assert reports[2:] == [b"\x00item 0", b"\x00item 1", b"\x00item 2", b"\x00last", b"\x07"]
+    assert reports[1:] == [b"\x00", b"\x00item 0", b"\x00item 1", b"\x00last", b"\x07"]
 
 
 FULL = 3
