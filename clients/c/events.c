@@ -6,6 +6,7 @@
 #define SPARE_EVENTS 64u
 #define LOOSE_WINDOW_NS 100000000ull
 #define MAX_LOOSE_RECORDS 65536u /* a ring full of the smallest ones, twice */
+#define FREE_RECORDS 256u        /* of an event; those beyond count as if they were outside events */
 
 /* ---- what an event collects -------------------------------------------------------------------------------------- */
 
@@ -41,12 +42,24 @@ bool charge(struct collected *got, uint64_t records, uint64_t bytes)
 /* As Intake._charge_loose in sandboxd/channel/intake.py. */
 bool charge_loose(sbx_channel *channel, uint64_t bytes)
 {
-    uint64_t now_ns = monotonic_ns();
-    if (now_ns - channel->loose_since_ns > LOOSE_WINDOW_NS && !channel->loose.partial_count) {
-        channel->loose_since_ns = now_ns;
-        channel->loose.budget = (struct budget){MAX_LOOSE_RECORDS, channel->limit.bytes};
+    uint64_t windows = (monotonic_ns() - channel->loose_since_ns) / LOOSE_WINDOW_NS;
+    if (windows && !channel->loose.partial_count) {
+        struct budget *left = &channel->loose.budget;
+        channel->loose_since_ns += windows * LOOSE_WINDOW_NS;
+        /* In so many windows as fill it, it is full. */
+        left->effects += (windows < MAX_LOOSE_RECORDS ? windows : MAX_LOOSE_RECORDS) * channel->policy->loose_per_window;
+        if (left->effects > MAX_LOOSE_RECORDS)
+            left->effects = MAX_LOOSE_RECORDS;
+        left->bytes = channel->limit.bytes;
     }
     return charge(&channel->loose, 1, bytes + RECORD_OVERHEAD_BYTES);
+}
+
+bool charge_event(sbx_channel *channel, sbx_event *event, uint64_t bytes)
+{
+    if (!charge(&event->got, 1, bytes + RECORD_OVERHEAD_BYTES))
+        return false;
+    return channel->limit.effects - event->got.budget.effects <= FREE_RECORDS || charge_loose(channel, 0);
 }
 
 /* Gives back what only a large event needed, so that spare ones are small. */

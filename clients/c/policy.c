@@ -56,6 +56,7 @@ static bool read_limits(sbx_policy *policy, sbx_bytes content)
         .open_streams = given[4],
         .time_per_pause_ns = given[5],
     };
+    policy->loose_per_window = 8192 + lines;
     return true;
 }
 

@@ -33,6 +33,7 @@ struct sbx_policy {
     sbx_bytes tenant, plugin, key, imports;
     uint64_t needs;
     sbx_limits limits;
+    uint64_t loose_per_window; /* records outside events in a tenth of a second, in the long run */
     uint64_t failure, failure_status;
     uint64_t write_flags, max_headers, max_header_bytes, max_headers_bytes;
     struct rules redact[SECTIONS], denied, allowed;

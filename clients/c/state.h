@@ -142,6 +142,7 @@ void collected_reset(struct collected *got, const sbx_channel *channel);
 void collected_free(struct collected *got);
 bool charge(struct collected *got, uint64_t records, uint64_t bytes); /* false: it is past its budget */
 bool charge_loose(sbx_channel *channel, uint64_t bytes);             /* one record outside events */
+bool charge_event(sbx_channel *channel, sbx_event *event, uint64_t bytes); /* one record of an event */
 
 #define RECORD_OVERHEAD_BYTES 64u
 

@@ -248,7 +248,7 @@ int take_record(sbx_channel *channel, const struct record *record, const uint8_t
         return take_verdict(channel, event, record);
     if (record->kind == SBX_VM_STARTED)
         return channel_break(channel, SBX_BROKEN, "VM_STARTED within an event");
-    if (!charge(&event->got, 1, (uint64_t)record->payload_len + RECORD_OVERHEAD_BYTES))
+    if (!charge_event(channel, event, record->payload_len))
         return channel_break(channel, SBX_BROKEN, "event with more or larger effects than its limits allow");
     if (!event_wants(event, record->kind, record->stream_id))
         return SBX_OK;

@@ -132,6 +132,8 @@ class EventLimits:
     """Records, every fragment counted."""
     max_bytes: int = 4 * limits.DEFAULT_BODY_BUFFER_BYTES + 8 * limits.MIB
     """Payloads of all effects together, plus 64 bytes for each."""
+    free_effects: int = 256
+    """So many of an event's records count for that event alone; those beyond count as if they were outside events."""
     max_loose: int = 65_536
     """Records outside events at once: a ring full of the smallest ones, twice."""
     loose_per_window: int = 8_192 + limits.DEFAULT_LOG_LINES_PER_EVENT

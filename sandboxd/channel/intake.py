@@ -118,12 +118,13 @@ class Intake:
 
     def __init__(self, limits: EventLimits) -> None:
         self._limits = limits
+        self._unfree = limits.max_effects - limits.free_effects
         self._pending: dict[int, Pending] = {}
         self._connections: set[int] = set()
         """Streams that are TCP connections, until the VM has met their end."""
         self._loose_limits = replace(limits, max_effects=limits.max_loose)
         self._loose = Pending(0, 0, None, self._loose_limits)
-        """Stands for what arises outside events: bounds it per window of time."""
+        """Stands for what arises outside events, or in large ones: bounds it per window of time."""
         self._loose_since_ns = 0
         self._restart_seq = 0
         self.next_stream_id = 1
@@ -186,6 +187,8 @@ class Intake:
                 raise ChannelBroken("VM_STARTED within an event")
             else:
                 pending.charge(len(record[5]))
+                if pending.effects_left < self._unfree:
+                    self._charge_loose(0)
                 if not pending.abandoned or pending.wanted(kind, record[2]):
                     effect = self._effect(pending, record)
                     if effect is not None:

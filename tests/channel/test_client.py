@@ -389,6 +389,26 @@ def test_what_arises_outside_events_is_bounded_in_the_long_run(
     both.close()
 
 
+@pytest.mark.parametrize(("effects", "breaks"), [(30, False), (80, True)])
+def test_what_large_events_bring_is_bounded_in_the_long_run(
+    monkeypatch: pytest.MonkeyPatch, effects: int, breaks: bool
+) -> None:
+    """Each event keeps to its own limit, and all of them together would still cost this side all of its time."""
+    now_ns = [0]
+    monkeypatch.setattr("sandboxd.channel.intake.time.monotonic_ns", lambda: now_ns[0])
+    both = Both(limits=EventLimits(free_effects=10, max_effects=100, max_loose=100, loose_per_window=20))
+    stream = both.open()
+    answered = 0
+    with pytest.raises(ChannelBroken, match="its limits") if breaks else contextlib.nullcontext():
+        for _ in range(50):
+            now_ns[0] += 100_000_000
+            event = both.ask(stream, BODY, b"body")
+            both.vm.emit([*(event.effect(layout.LOG, b"x") for _ in range(effects)), event.verdict()])
+            answered += len(both.client.drain())
+    assert answered == (1 if breaks else 50)
+    both.close()
+
+
 def test_hostile_submission_counter(both: Both) -> None:
     both.vm.words[layout.OFFSET_SQ_HEAD // 4] = 0x1234
 

@@ -271,6 +271,17 @@ def test_a_vm_that_always_has_something_does_not_keep_the_caller(setup: Setup) -
     assert client.reason in ("", "more outside events than the limits allow")
 
 
+@pytest.mark.parametrize(("records", "breaks"), [(200, False), (12_000, True)])
+def test_what_large_events_bring_is_bounded_in_the_long_run(setup: Setup, records: int, breaks: bool) -> None:
+    """Each event keeps to its own limit, and all of them together would still cost the caller all of its time."""
+    client = setup.open(answering(lambda e: [e.effect(layout.LOG, b"x", arg=2)] * records))
+    for _ in range(50):
+        event = client.headers(client.open(), 2, [(b":path", b"/")])
+        if setup.lib.sbx_wait(event, 5_000_000_000):
+            break
+    assert ("more or larger effects" in client.reason) is breaks
+
+
 def test_notices_come_with_their_event_or_through_the_hook(setup: Setup) -> None:
     client = setup.open(answering(lambda e: [e.effect(layout.LOG, b"hello", arg=2)]))
     stream = client.open()
