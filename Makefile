@@ -1,6 +1,7 @@
 # Everything a person needs; each target sets up what it needs in .venv by itself.
 #   make demo [ARGS=--once]   sandboxd, an Envoy and an upstream, with filters at work
-#   make test                 the tests (about five minutes)
+#   make test                 the tests (less than ten minutes)
+#   make test-long            those that take long: soaks, fuzzers, Envoy with every access checked (about five minutes)
 #   make check                linters, types, C warnings, generated code
 #   make test-vm              the service in a virtual machine: systemd, cgroup v2 (root, about ten minutes)
 #   make fuzz                 ten million inputs for each fuzzer under libFuzzer (root gets clang by itself; about an hour)
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: demo test test-vm check fuzz bench generate format clean
+.PHONY: demo test test-long test-vm check fuzz bench generate format clean
 
 demo: $(READY)
 	$(BIN)/python -m sandboxd.demo $(ARGS)
@@ -19,6 +20,9 @@ demo: $(READY)
 test: $(READY)
 	-$(BIN)/python -m tests.support.redis_server
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 test-vm: $(READY)
 	$(BIN)/python -m tests.machine $(ARGS)

@@ -7,13 +7,12 @@ A request that reads often is held against one that reads nothing. Where there i
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import uvloop
 
 from sandboxd import client
 from sandboxd.demo import daemon
@@ -88,7 +87,7 @@ def measure(rounds: int, directory: Path, say: Callable[[str], None]) -> dict[st
         config = {"attach": {"channels": 1}, "jail": {"self_test": False}}
         with daemon.running(policies, place, config=config) as running:
             running.expect_tenants()
-            found = uvloop.run(_rounds(rounds, running.runtime / "attach.sock"))
+            found = asyncio.run(_rounds(rounds, running.runtime / "attach.sock"))
     finally:
         server.stop()
     return {"store_get_us": round(statistics.median(found), 1), "store_get_rounds": found}

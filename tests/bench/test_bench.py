@@ -151,6 +151,7 @@ def test_sections_of_the_file_of_figures_stay(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 4, "matrix": {"b": 3}}
 
 
+@pytest.mark.long
 @pytest.mark.envoy
 @pytest.mark.timeout(300)
 def test_a_small_matrix(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.bench.processes import Usage
 from tests.bench.soak_running import Trouble
 from tests.support import guests, stage
 
+pytestmark = pytest.mark.long
+
 OPEN = soak_scenes.Lane("open", guests.C_ADD_HEADER, True)
 CLOSED = soak_scenes.Lane("closed", guests.C_ADD_HEADER, False)
 ZERO = dict.fromkeys((*soak_verdict.NEVER, *soak_verdict.ANSWERS, "seen", "seen_unfiltered", "slowest_us"), 0)

@@ -19,6 +19,8 @@ import pytest
 
 from tests.support import c_client
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 RUNS = int(os.environ.get("SANDBOXD_FUZZ_RUNS", "150000"))
 SEED = os.environ.get("SANDBOXD_FUZZ_SEED", "1")

@@ -19,6 +19,7 @@ from sandboxd.demo import envoy
 from tests.support import checked_module, guests, stage
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(checked_module.compiler() is None, reason="gcc alone can build for the checks; it is missing"),
     pytest.mark.timeout(420),
 ]
@@ -106,7 +107,7 @@ def test_a_fault_in_the_module_ends_envoy(fault: str, tmp_path: Path, monkeypatc
 def test_the_end_to_end_cases_find_nothing(tmp_path: Path) -> None:
     """The cases over shared memory; a report is the end of that Envoy, and of its cases."""
     folder = checked_module.build(tmp_path / "lib", tmp_path)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", "-k", CHOSEN]
     done = subprocess.run(
         [*command, f"--basetemp={tmp_path / 'cases'}", *CASES],
         cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,

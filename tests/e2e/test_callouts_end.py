@@ -17,7 +17,7 @@ from sandboxd.demo.client import Request, fetch
 from tests.e2e.test_callouts import Callers, plugin
 from tests.support import guests, stage, upstream
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 TIMES = {"time_per_event": "300ms"}
 

@@ -19,7 +19,7 @@ from sandboxd.limits import MAX_RESTART_MAX_CRASHES
 from tests.support.daemon_client import FakeDaemon, Json, fake_daemon, policy_text, wait_for
 from tests.support.guests import C_ACCESS_LOG, C_LOG_SHIPPER
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 
 FILTER, SHIPPER = C_ACCESS_LOG.path, C_LOG_SHIPPER.path
 PATIENT = f"failure: {{restart: {{backoff: 10ms, max_crashes: {MAX_RESTART_MAX_CRASHES}}}}}"

@@ -14,7 +14,7 @@ from sandboxd.demo import daemon
 from sandboxd.demo.client import Request
 from tests.support import guests, stage, traffic
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(120)]
 
 GUEST = guests.C_ADD_HEADER
 PATH = f"/acme/{GUEST.name}/"

@@ -20,7 +20,7 @@ from tests.support import tcp_stage
 from tests.support.guests import tcp_probe
 from tests.support.tcp_stage import Step, TcpStage
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(240)]
 
 COMPATIBILITY = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 

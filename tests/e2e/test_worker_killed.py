@@ -12,7 +12,7 @@ import pytest
 from sandboxd.demo.client import Request
 from tests.support import guests, stage, traffic
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(120)]
 
 BACK_WITHIN_S = 1.0
 PLUGIN = guests.C_ADD_HEADER.name

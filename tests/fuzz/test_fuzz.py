@@ -9,6 +9,8 @@ from typing import Final
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 COUNTS: Final = {"pairs": 500_000, "heap": 2_000, "zlib": 100_000, "folders": 100_000, "channel": 550_000}
 TIMEOUT_S: Final = 100
 

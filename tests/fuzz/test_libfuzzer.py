@@ -10,6 +10,8 @@ import pytest
 
 from tests.fuzz import libfuzzer
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.skipif(not any(map(shutil.which, libfuzzer.NAMES)), reason="clang is not installed")
 @pytest.mark.parametrize("name", ["worker", "client"])

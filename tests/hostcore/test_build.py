@@ -16,6 +16,8 @@ from sandboxd.vm.engine import new_engine
 from sandboxd.vm.link import ADAPTER_CALLBACKS
 from sandboxd.vm.wasm_binary import parse
 
+pytestmark = pytest.mark.long
+
 WORKER_EXPORTS: Final = {
     "config_buffer",
     "vm_configure",

@@ -40,6 +40,8 @@ from tests.jail.bpf_machine import data, run
 from tests.support import guests
 from tests.support.jailed import Child
 
+pytestmark = pytest.mark.long
+
 FILTERS = load_filters()
 FACTS = read_facts()
 HEADERS = b"\0\0\0\0"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.daemon_client import GUESTS, FakeDaemon, fake_daemon, policy_text, wait_for
 
+pytestmark = pytest.mark.long
+
 RUST, GO = GUESTS / "rust/files.wasm", GUESTS / "go/go_files.wasm"
 
 
