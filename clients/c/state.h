@@ -30,6 +30,7 @@ struct sbx_stream {
 };
 
 #define MAX_PARTIALS 16u
+#define STREAMS_ALONE 64u /* so many one by one, and there is but one at a time */
 
 struct piece {
     struct piece *next;
@@ -103,6 +104,7 @@ struct sbx_channel {
     unsigned restart_count;
     uint64_t spin_ns, spin_now_ns;
     bool many_cpus; /* for this thread to run on */
+    unsigned crowd; /* streams that have yet to come one by one before this channel counts as one with a single stream */
     unsigned vain_spins;
     sbx_event **event_slots;
     sbx_stream **stream_slots;

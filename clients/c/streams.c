@@ -134,6 +134,7 @@ int sbx_stream_open(sbx_channel *channel, const sbx_pair *attributes, size_t cou
     }
     channel->next_stream_id++;
     channel->stream_count++;
+    channel->crowd = channel->stream_count > 1 ? STREAMS_ALONE : channel->crowd - (channel->crowd > 0);
     made->slot_next = *slot(channel, made->id);
     *slot(channel, made->id) = made;
     *stream = made;

@@ -42,10 +42,10 @@ static void expire(sbx_channel *channel, uint64_t now_ns)
     }
 }
 
-/* With few CPUs, looking takes the one that the rest of the streams need; alone, there is nobody to take it from. */
+/* With few CPUs, looking takes the one that other streams need; alone, there is nobody to take it from. */
 static uint64_t spin_budget_ns(const sbx_channel *channel)
 {
-    return channel->many_cpus || channel->stream_count <= 1 ? channel->spin_now_ns : 0;
+    return channel->many_cpus || !channel->crowd ? channel->spin_now_ns : 0;
 }
 
 /* By and by, so that a busy machine, on which looking pays now and then, is not looked at for the whole time each time. */

@@ -69,8 +69,9 @@ enum note_code {
     NOTE_METRICS_LIMIT = 9,
 };
 
-/* In the argument of poll: look only while at most one stream is open. */
+/* In the argument of poll: look only while streams come one by one. */
 #define SPIN_ALONE 0x80000000u
+#define STREAMS_ALONE 64 /* so many one by one, and there is but one at a time */
 
 /* Bits of poll's result. */
 enum poll_result {

@@ -30,6 +30,7 @@ struct stream *stream_create(u64 id)
         return NULL;
     }
     vm.status.streams_open = vm.streams.count;
+    vm.crowd = vm.streams.count > 1 ? STREAMS_ALONE : vm.crowd - (vm.crowd > 0);
     vm.last_stream = stream;
     return stream;
 }

@@ -70,6 +70,7 @@ struct vm {
     struct table streams;     /* by the client's stream id */
     struct table contexts;    /* stream contexts by context id */
     struct stream *last_stream;
+    u32 crowd; /* streams that have yet to come one by one before there counts as one alone */
     struct stream *first_touched;
     u32 next_context_id;
     u64 now_ns;       /* the event's instant */

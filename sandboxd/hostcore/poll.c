@@ -277,8 +277,9 @@ static struct {
 
 static u32 may_look(u32 spin)
 {
-    /* With few CPUs, looking takes the one that the rest of the streams need; alone, there is nobody to take it from. */
-    return spin & SPIN_ALONE && vm.streams.count > 1 ? 0 : spin & ~SPIN_ALONE;
+    /* With few CPUs, looking takes the one that other streams need; alone, there is nobody to take it from. To be alone
+       for a moment among many is not enough: the next one is about to come, and its client needs the CPU. */
+    return spin & SPIN_ALONE && vm.crowd ? 0 : spin & ~SPIN_ALONE;
 }
 
 static u32 looks_of(u32 spin)

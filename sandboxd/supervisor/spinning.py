@@ -9,7 +9,7 @@ from sandboxd import limits
 LOOKS_PER_US: Final = 200
 """Empty looks at a ring per microsecond of spinning: one takes about 5 ns."""
 SPIN_ALONE: Final = 1 << 31
-"""Flag of hostcore's `poll` (`sandboxd/hostcore/channel.h`): look only while at most one stream is open."""
+"""Flag of hostcore's `poll` (`sandboxd/hostcore/channel.h`): look only while streams come one by one."""
 
 
 def poll_argument(spin_us: int, cpus: int) -> int:

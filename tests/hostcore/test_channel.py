@@ -80,7 +80,7 @@ def test_looking_in_vain_costs_less_and_less_but_is_tried_again() -> None:
 
 
 def test_looking_alone_ends_with_the_second_stream() -> None:
-    """Which may need the CPU."""
+    """Which may need the CPU; and begins again after many that came one by one."""
     looks = 8_000_000
     with Driver(QUIET) as vm:
         vm.submit(OPEN, 1)
@@ -89,7 +89,13 @@ def test_looking_alone_ends_with_the_second_stream() -> None:
         vm.submit(OPEN, 2)
         vm.vm.poll(0)
         assert look_s(vm, looks | SPIN_ALONE) < alone / 10
-        vm.submit(CLOSE, 2)
+        for stream in (1, 2):
+            vm.submit(CLOSE, stream)
+        for stream in range(3, 67):
+            vm.submit(OPEN, stream)
+            vm.vm.poll(0)
+            assert stream == 66 or look_s(vm, looks | SPIN_ALONE) < alone / 10
+            vm.submit(CLOSE, stream)
         vm.vm.poll(0)
         assert look_s(vm, looks | SPIN_ALONE) > alone / 10
 
