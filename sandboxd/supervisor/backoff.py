@@ -9,6 +9,8 @@ from typing import Final
 
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 30.0
+SHARED_DELAY_S = 2.0
+"""Longest pause of what all tenants wait for: who can make it fail shall not keep it away from the others."""
 CALM_S = 60.0
 """What ran this long has earned a fresh start."""
 

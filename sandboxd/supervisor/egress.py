@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from sandboxd.limits import MIB
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import exits, frames
-from sandboxd.supervisor.backoff import Backoff
+from sandboxd.supervisor.backoff import SHARED_DELAY_S, Backoff
 from sandboxd.supervisor.callouts import CalloutRoute, Rules
 from sandboxd.supervisor.egress_counters import EgressCounters, read_counters
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
@@ -53,7 +53,7 @@ class Egress:
         self._zygote = zygote
         self._routes: dict[int, CalloutRoute] = {}
         self._link: _Link | None = None
-        self._backoff = Backoff()
+        self._backoff = Backoff(max_delay_s=SHARED_DELAY_S)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self.restarts = 0

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import exits, frames
-from sandboxd.supervisor.backoff import Backoff
+from sandboxd.supervisor.backoff import SHARED_DELAY_S, Backoff
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
 from sandboxd.supervisor.zygote import Report, Zygote
 
@@ -198,7 +198,7 @@ class Fronts:
         self.count = count
         self.restarts = 0
         self._fronts: dict[int, Front] = {}
-        self._backoffs = [Backoff() for _ in range(count)]
+        self._backoffs = [Backoff(max_delay_s=SHARED_DELAY_S) for _ in range(count)]
         self._all_ready = asyncio.Event()
         self._stopping = False
         self._gone: asyncio.Event = asyncio.Event()
