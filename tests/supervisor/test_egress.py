@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -106,6 +107,23 @@ async def test_one_that_cannot_be_forked_is_tried_again() -> None:
     await until(lambda: egress.ready)
     egress.close()
     zygote.asked[0].close()
+
+
+async def test_one_that_dies_again_and_again_is_not_away_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a tenant that makes it die, and the others' callouts wait."""
+    zygote = FakeZygote()
+    zygote.fails = True
+    egress = Egress(zygote)  # type: ignore[arg-type]
+    egress.open(rules("a"), ignore, lambda: 0)
+    for _ in range(20):
+        assert egress._timer is not None
+        egress._timer.cancel()
+        egress._start()
+    delays = [float(found) for found in re.findall(r"another one starts in ([\d.]+) s", caplog.text)]
+    assert len(delays) == 21
+    assert max(delays) > 1
+    assert max(delays) <= 2.5
+    egress.close()
 
 
 async def test_rules_that_serve_are_those_of_older_workers_and_of_no_other_tenant() -> None:
