@@ -33,6 +33,8 @@ from sandboxd.policy.write_rules import WriteRules
 from tests.support import c_client
 from tests.support.policies import KEY, MAPS, NAME, NEEDS, PATHS, RULES, VALUE, WRITES, plugin
 
+pytestmark = pytest.mark.long
+
 SECTIONS = (
     Section.REQUEST_HEADERS, Section.REQUEST_TRAILERS, Section.RESPONSE_HEADERS, Section.RESPONSE_TRAILERS
 )  # fmt: skip

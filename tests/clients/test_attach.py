@@ -23,6 +23,8 @@ from sandboxd.supervisor import attach_frames as wire
 from tests.support import c_client
 from tests.support.daemon_client import ADD_HEADER, FakeDaemon, fake_daemon, policy_text, wait_for
 
+pytestmark = pytest.mark.long
+
 REQUEST = [(b":path", b"/"), (b":method", b"GET"), (b":authority", b"a"), (b"cookie", b"secret")]
 JAIL = "jail: {self_test: false}\n"
 

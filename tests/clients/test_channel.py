@@ -264,7 +264,7 @@ def test_a_vm_that_always_has_something_does_not_keep_the_caller(setup: Setup) -
             begin = time.monotonic()
             if (status := setup.lib.sbx_arm(client.handle)) != 0:
                 assert c_client.NAMES[status] in ("AGAIN", "BROKEN")
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 30  # each notice is told in Python, beside a thread that never rests
     finally:
         stop = True
         thread.join()

@@ -25,6 +25,8 @@ from sandboxd.hostcore import build as hostcore_build
 from tests.fuzz import build_native
 from tests.support import c_client
 
+pytestmark = pytest.mark.long
+
 Record = tuple[int, int, int, int, int, bytes]
 """Kind, flags, stream, number of the event, argument, payload."""
 

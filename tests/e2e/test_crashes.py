@@ -16,7 +16,7 @@ from sandboxd.limits import MAX_RESTART_MAX_CRASHES
 from tests.support.daemon_client import ADD_HEADER, FakeDaemon, Json, alive, fake_daemon, policy_text, wait_for
 from tests.support.guests import GUESTS
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 
 TRAPS = GUESTS / "misdeeds" / "trap_in_request_headers.wasm"
 REFUSES = GUESTS / "misdeeds" / "configure_false.wasm"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[2]
 

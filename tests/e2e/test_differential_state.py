@@ -18,7 +18,7 @@ from sandboxd.demo.client import Request, fetch
 from tests.support import guests, known, pair, stage
 from tests.support.subjects import Subject
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(120)]
 
 FIRST = replace(guests.C_STATE_PROBE, name="state-a")
 SECOND = replace(guests.C_STATE_PROBE, name="state-b")

@@ -13,7 +13,7 @@ from sandboxd.demo import http1
 from tests.support import authz_server, examples, stage
 from tests.support.authz_server import AuthzServer
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 AUTHZ = "/ext-authz/authz/"
 LIMIT = "/rate-limiter/limit/"

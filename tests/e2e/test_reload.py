@@ -11,7 +11,7 @@ import pytest
 from sandboxd.demo.client import Request
 from tests.support import guests, stage, traffic
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(120)]
 
 PLUGIN = guests.HTTP_CONFIG.name
 

@@ -21,6 +21,8 @@ from sandboxd.vm.folder_blob import ChangeKind
 from tests.support.daemon_client import ADD_HEADER, policy_text
 from tests.support.folders import do, mounted, paths
 
+pytestmark = pytest.mark.long
+
 K = ChangeKind
 
 
@@ -181,7 +183,9 @@ async def test_a_mount_that_hangs_refuses_its_own_plugin_alone(
         for _ in range(5):
             again = await asyncio.wait_for(prepare("hung", root), 10)
             assert "hangs, as it did before" in again.problems["main"].text
-        assert threads() <= hanging
+        async with asyncio.timeout(10):
+            while threads() > hanging:  # the last one that looked may be ending
+                await asyncio.sleep(0.01)
     finally:
         gate.set()
     while (found := await prepare("hung", root)).problems:

@@ -21,6 +21,8 @@ from tests.hostcore.guest_wat import guest as scripted
 from tests.support.modules import bundle, guest
 from tests.support.worker_process import OneVm, configuration
 
+pytestmark = pytest.mark.long
+
 REQUEST = pairs.encode([(b":method", b"GET"), (b":path", b"/"), (b":authority", b"x")])
 PERIOD = "proxy_set_tick_period_milliseconds"
 
