@@ -1,7 +1,7 @@
 # Everything a person needs; each target sets up what it needs in .venv by itself.
 #   make demo [ARGS=--once]   sandboxd, an Envoy and an upstream, with filters at work
 #   make test                 the tests (less than ten minutes)
-#   make test-long            those that take long: soaks, fuzzers, Envoy with every access checked (about five minutes)
+#   make test-long            those that take long: soaks, fuzzers, Envoy with every access checked (about nine minutes)
 #   make check                linters, types, C warnings, generated code
 #   make test-vm              the service in a virtual machine: systemd, cgroup v2 (root, about ten minutes)
 #   make fuzz                 ten million inputs for each fuzzer under libFuzzer (root gets clang by itself; about an hour)
