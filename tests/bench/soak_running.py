@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxd.demo import daemon, envoy
+from sandboxd.egress.http import KEPT_S
 from sandboxd.errors import SandboxdError
 from tests.bench import processes
 from tests.bench.soak_scenes import Lane, Part
@@ -93,10 +94,15 @@ class Running:
             self.said.append(f"reload: {done.stdout}{done.stderr}")
 
     def settle(self, seconds: float) -> None:
-        """Wait until no stream is open by the workers' reports, and no worker of an older version is left."""
+        """
+        Wait until no stream is open by the workers' reports, no worker of an older version is left, and the broker has
+        closed the connections that nobody uses.
+        """
         deadline = time.monotonic() + seconds
         while (self.streams() or self._draining()) and time.monotonic() < deadline:
             time.sleep(0.2)
+        if self.samples["egress"]:
+            time.sleep(min(seconds, KEPT_S + 1))
 
     def _draining(self) -> int:
         return sum(len(tenant["draining_workers"]) for tenant in self.sandbox.tenants().values())

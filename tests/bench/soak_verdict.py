@@ -12,8 +12,8 @@ from tests.bench.soak_scenes import Lane
 MIB = 1 << 20
 RSS_SLACK_BYTES = {"envoy": 16 * MIB, "daemon": 8 * MIB, "fronts": 24 * MIB, "egress": 24 * MIB}
 """What the memory may grow by: allocators keep what they once had."""
-FD_SLACK = {"envoy": 8, "daemon": 8, "fronts": 8, "egress": 64}
-"""A channel may be in the making when the descriptors are counted, and the broker keeps connections for later."""
+FD_SLACK = 8
+"""A channel may be in the making when the descriptors are counted."""
 MIN_FILTERED = 0.9
 """Of all exchanges: a soak of failure policies alone would show nothing."""
 
@@ -115,7 +115,7 @@ def _of_lane(lane: Lane, totals: Totals) -> Iterator[str]:
 def _of_role(role: str, first: Usage, last: Usage) -> Iterator[str]:
     if last.rss_bytes > first.rss_bytes + RSS_SLACK_BYTES[role]:
         yield f"{role}: memory grew from {first.rss_bytes / MIB:.1f} to {last.rss_bytes / MIB:.1f} MiB"
-    if last.fds > first.fds + FD_SLACK[role]:
+    if last.fds > first.fds + FD_SLACK:
         yield f"{role}: descriptors grew from {first.fds} to {last.fds}"
 
 
