@@ -258,8 +258,8 @@ typedef struct sbx_verdict {
 
 /* ---- policy ------------------------------------------------------------------------------------------------------ */
 
-/* What the plugin can read at all. Not sending the rest is this library's duty for maps and attributes, and yours for
-   bodies: it saves the copy, and sbx_submit_body refuses them with SBX_INVALID. */
+/* What the plugin can read at all. Not sending the rest is this library's duty; of bodies for which it has not even a
+   callback it is yours: it saves the copy, and sbx_submit_body refuses them with SBX_INVALID. */
 enum sbx_needs {
     SBX_NEEDS_REQUEST_HEADERS = 1,
     SBX_NEEDS_REQUEST_BODY = 2,
@@ -270,7 +270,7 @@ enum sbx_needs {
     SBX_NEEDS_PROPERTIES = 64,
     SBX_HAS_REQUEST_TRAILERS_CALLBACK = 128,
     SBX_HAS_RESPONSE_TRAILERS_CALLBACK = 256,
-    SBX_HAS_REQUEST_BODY_CALLBACK = 512, /* called for bodies, even if it reads none: sbx_submit_nothing */
+    SBX_HAS_REQUEST_BODY_CALLBACK = 512, /* called for bodies, even if it cannot read them */
     SBX_HAS_RESPONSE_BODY_CALLBACK = 1024,
     SBX_NEEDS_DOWNSTREAM_DATA = 2048, /* of connections: without it the plugin sees zeros, which this library does */
     SBX_NEEDS_UPSTREAM_DATA = 4096,
@@ -472,8 +472,12 @@ SBX_API size_t sbx_stream_count(const sbx_channel *channel);
 SBX_API int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx_pair *headers, size_t count,
                                bool end_of_stream, uint64_t time_ns, void *user, sbx_event **event);
 /*
- * Submits a piece of a body, gathered from `count` places. `sbx_submit_nothing` in place of a body that the plugin does
- * not need tells the VM of an empty one, which lets headers go that wait for it; effects of it stand for your body.
+ * Submits a piece of a body, gathered from `count` places. Of one that the plugin cannot read the VM sees the size alone,
+ * and of one that it cannot read or may not write a copy is kept until it goes on: then those bytes come out, whatever the
+ * VM says, those that it left behind before the trailers.
+ *
+ * `sbx_submit_nothing`, in place of a body that the plugin has no callback for, tells the VM of an empty one, which lets
+ * headers go that wait for it; effects of it stand for your body.
  */
 SBX_API int sbx_submit_body(sbx_stream *stream, enum sbx_kind kind, const sbx_bytes *pieces, size_t count,
                             bool end_of_stream, uint64_t time_ns, void *user, sbx_event **event);

@@ -170,6 +170,7 @@ struct writer {
     size_t count;
     uint64_t len;
 };
+void write_zeros(const void *from, size_t count, uint8_t *to); /* in place of what the plugin cannot read */
 int send_record(sbx_channel *channel, struct record record, struct writer writer, bool always);
 /* Submits and publishes one event with a verdict, whether or not the stream may have it. */
 int submit_event(sbx_stream *stream, enum sbx_kind kind, struct writer writer, bool end_of_stream, uint64_t time_ns,
@@ -211,6 +212,11 @@ static inline bool is_map_kind(unsigned kind)
            kind == SBX_RESPONSE_TRAILERS;
 }
 
+static inline bool is_trailers_kind(unsigned kind)
+{
+    return kind == SBX_REQUEST_TRAILERS || kind == SBX_RESPONSE_TRAILERS;
+}
+
 static inline bool is_body_kind(unsigned kind)
 {
     return kind == SBX_REQUEST_BODY || kind == SBX_RESPONSE_BODY;
@@ -234,6 +240,19 @@ static inline enum section section_of(unsigned kind)
 static inline bool needed(const sbx_policy *policy, unsigned kind)
 {
     return policy->needs >> (kind - SBX_REQUEST_HEADERS) & 1;
+}
+
+/* Whether the VM is told of a body's pieces, read them or not. */
+static inline bool hears_body(const sbx_policy *policy, unsigned kind)
+{
+    uint64_t callback = kind == SBX_REQUEST_BODY ? SBX_HAS_REQUEST_BODY_CALLBACK : SBX_HAS_RESPONSE_BODY_CALLBACK;
+    return needed(policy, kind) || policy->needs & callback;
+}
+
+/* Whether the plugin says how much of a body goes on, and not what. */
+static inline bool keeps_body(const sbx_policy *policy, unsigned kind)
+{
+    return hears_body(policy, kind) && (!needed(policy, kind) || !may_write_body(policy));
 }
 
 #endif

@@ -133,6 +133,12 @@ int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx_pair *h
 
 /* ---- bodies ------------------------------------------------------------------------------------------------------ */
 
+void write_zeros(const void *from, size_t count, uint8_t *to)
+{
+    (void)from;
+    memset(to, 0, count);
+}
+
 static void write_pieces(const void *from, size_t count, uint8_t *to)
 {
     const sbx_bytes *pieces = from;
@@ -143,7 +149,7 @@ static void write_pieces(const void *from, size_t count, uint8_t *to)
     }
 }
 
-/* A plugin that may not write bodies says how much goes on, not what: so we keep what was submitted. */
+/* A plugin that may not write a body, or cannot read it, says how much goes on, not what: so we keep what was submitted. */
 static int hold(sbx_stream *stream, enum sbx_kind kind, struct writer writer)
 {
     struct held *held = &stream->held[kind == SBX_RESPONSE_BODY];
@@ -167,12 +173,15 @@ static int hold(sbx_stream *stream, enum sbx_kind kind, struct writer writer)
 static int submit_body(sbx_stream *stream, enum sbx_kind kind, struct writer writer, bool end_of_stream,
                        uint64_t time_ns, void *user, sbx_event **event)
 {
-    bool keeps = needed(stream->channel->policy, kind) && !may_write_body(stream->channel->policy);
+    const sbx_policy *policy = stream->channel->policy;
+    bool keeps = keeps_body(policy, kind);
     int status = usable(stream);
     if (!status && keeps)
         status = hold(stream, kind, writer);
     if (status)
         return status;
+    if (!needed(policy, kind)) /* the callback sees a size, and zeros have that as well */
+        writer = (struct writer){write_zeros, NULL, writer.len, writer.len};
     status = submit_event(stream, kind, writer, end_of_stream, time_ns, user, event);
     if (status && keeps)
         stream->held[kind == SBX_RESPONSE_BODY].len -= writer.len;
@@ -184,7 +193,7 @@ int sbx_submit_body(sbx_stream *stream, enum sbx_kind kind, const sbx_bytes *pie
 {
     struct writer writer = {write_pieces, pieces, count, 0};
     *event = NULL;
-    if (stream->tcp || !is_body_kind(kind) || !needed(stream->channel->policy, kind))
+    if (stream->tcp || !is_body_kind(kind) || !hears_body(stream->channel->policy, kind))
         return SBX_INVALID;
     for (size_t i = 0; i < count; i++) {
         if (pieces[i].len > UINT32_MAX / 2) /* before it is added, so that the sum cannot wrap */
@@ -200,7 +209,7 @@ int sbx_submit_nothing(sbx_stream *stream, enum sbx_kind kind, bool end_of_strea
                        sbx_event **event)
 {
     *event = NULL;
-    if (stream->tcp || !is_body_kind(kind) || needed(stream->channel->policy, kind))
+    if (stream->tcp || !is_body_kind(kind) || hears_body(stream->channel->policy, kind))
         return SBX_INVALID;
     return submit_body(stream, kind, (struct writer){0}, end_of_stream, time_ns, user, event);
 }

@@ -5,12 +5,6 @@
 
 /* ---- submissions ------------------------------------------------------------------------------------------------- */
 
-static void write_zeros(const void *from, size_t count, uint8_t *to)
-{
-    (void)from;
-    memset(to, 0, count);
-}
-
 static void write_bytes(const void *from, size_t count, uint8_t *to)
 {
     memcpy(to, from, count);

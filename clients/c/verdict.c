@@ -1,23 +1,9 @@
 /* From what a hostile VM said to what the caller may do: redaction undone, write rules applied. */
-#include "internal.h"
+#include "verdict.h"
 
 #include <stdlib.h>
 
 #define LOCAL_HEAD 24u
-
-/* What the steps of one effect share. */
-struct turn {
-    sbx_channel *channel;
-    sbx_stream *stream;
-    struct collected *got;
-    unsigned properties; /* written so far */
-    bool late;           /* outside the stream's own events */
-};
-
-static const sbx_policy *policy_of(const struct turn *turn)
-{
-    return turn->channel->policy;
-}
 
 /* ---- header maps ------------------------------------------------------------------------------------------------- */
 
@@ -58,57 +44,11 @@ static int interpret_map(const struct turn *turn, sbx_effect *effect)
     return SBX_OK;
 }
 
-/* ---- bodies ------------------------------------------------------------------------------------------------------ */
-
-static bool refuse_effect(const struct turn *turn, sbx_effect *effect, enum sbx_reason reason, sbx_bytes word)
+bool refuse_effect(const struct turn *turn, sbx_effect *effect, enum sbx_reason reason, sbx_bytes word)
 {
     effect->refused = reason;
     turn->got->refusals.arena = &turn->got->arena;
     return refuse(&turn->got->refusals, reason, word);
-}
-
-/* The plugin may not write bodies: whatever bytes it names, those that were submitted go on. */
-static int only_as_submitted(const struct turn *turn, sbx_effect *effect)
-{
-    struct held *held = &turn->stream->held[effect->kind == SBX_RESPONSE_BODY];
-    bool as_submitted = effect->flags & SBX_AS_SUBMITTED;
-    size_t len = effect->data.len;
-    if (effect->flags & SBX_END_OF_STREAM || len > held->len)
-        len = held->len;
-    if (as_submitted && len == held->len && len == effect->data.len) {
-        held->len = 0;
-        return SBX_OK;
-    }
-    sbx_bytes claimed = as_submitted ? (sbx_bytes){NULL, 0} : effect->data, submitted = {held->data, len};
-    bool same = as_submitted ? len == effect->data.len : equal(claimed, submitted);
-    if (!arena_copy(&turn->got->arena, &submitted))
-        return SBX_NO_MEMORY;
-    if (len)
-        memmove(held->data, held->data + len, held->len - len);
-    held->len -= len;
-    effect->data = submitted;
-    effect->flags &= ~(uint32_t)SBX_AS_SUBMITTED;
-    if (same)
-        return SBX_OK;
-    turn->got->refusals.arena = &turn->got->arena;
-    return refuse(&turn->got->refusals, SBX_DENIED_BY_POLICY, LITERAL("body")) ? SBX_OK : SBX_NO_MEMORY;
-}
-
-static int interpret_body(const struct turn *turn, sbx_effect *effect)
-{
-    static const sbx_bytes word = LITERAL_INIT("body");
-    if (!needed(policy_of(turn), effect->kind)) {
-        /* The VM was told of nothing: whatever it says stands for the caller's own body. */
-        effect->data = (sbx_bytes){NULL, 0};
-        effect->flags |= SBX_AS_SUBMITTED;
-        return SBX_OK;
-    }
-    if (!may_write_body(policy_of(turn)))
-        return only_as_submitted(turn, effect);
-    enum sbx_reason reason = SBX_ALLOWED;
-    if (!(effect->flags & SBX_AS_SUBMITTED))
-        reason = write_body(policy_of(turn), effect->data.len);
-    return !reason || refuse_effect(turn, effect, reason, word) ? SBX_OK : SBX_NO_MEMORY;
 }
 
 /* ---- the rest ---------------------------------------------------------------------------------------------------- */
@@ -189,12 +129,20 @@ static int interpret_tcp(struct turn *turn, sbx_effect *effect)
     return tcp_effect(&given, turn->stream, effect);
 }
 
-static int interpret_effect(struct turn *turn, sbx_effect *effect)
+static int interpret_trailers(const struct turn *turn, sbx_effect *effect, sbx_effect *rest)
+{
+    return rest_of_body(turn, effect, rest) ? interpret_map(turn, effect) : SBX_NO_MEMORY;
+}
+
+static int interpret_effect(struct turn *turn, sbx_effect *effect, sbx_effect *rest)
 {
     uint64_t before = turn->got->arena.total + turn->got->refusals.count * RECORD_OVERHEAD_BYTES;
     int status = SBX_OK;
+    *rest = (sbx_effect){0};
     if (turn->stream->tcp)
         status = interpret_tcp(turn, effect);
+    else if (is_trailers_kind(effect->kind))
+        status = interpret_trailers(turn, effect, rest);
     else if (is_map_kind(effect->kind))
         status = interpret_map(turn, effect);
     else if (is_body_kind(effect->kind))
@@ -228,18 +176,37 @@ static sbx_stream *stream_of(sbx_channel *channel, const sbx_effect *effect)
     return stream;
 }
 
+static void tell_late(const struct turn *turn, const sbx_effect *rest, const sbx_effect *effect)
+{
+    const sbx_hooks *hooks = &turn->channel->hooks;
+    if (rest->kind && hooks->late)
+        hooks->late(hooks->user, turn->stream, rest);
+    if (hooks->late)
+        hooks->late(hooks->user, turn->stream, effect);
+}
+
 int interpret_loose(sbx_channel *channel, const sbx_effect *effect)
 {
-    sbx_effect made = *effect;
+    sbx_effect made = *effect, rest;
     sbx_stream *stream = stream_of(channel, effect);
     if (!stream)
         return SBX_OK;
     struct turn turn = {channel, stream, &channel->loose, stream->late_properties, true};
-    int status = interpret_effect(&turn, &made);
+    int status = interpret_effect(&turn, &made, &rest);
     stream->late_properties = turn.properties;
-    if (!status && channel->hooks.late)
-        channel->hooks.late(channel->hooks.user, stream, &made);
+    if (!status)
+        tell_late(&turn, &rest, &made);
     return status;
+}
+
+/* Puts an effect in front of the i-th. */
+static bool insert(struct collected *got, size_t i, const sbx_effect *effect)
+{
+    if (!grow((void **)&got->effects, got->effect_count, &got->effect_capacity, sizeof *got->effects))
+        return false;
+    memmove(got->effects + i + 1, got->effects + i, (got->effect_count++ - i) * sizeof *got->effects);
+    got->effects[i] = *effect;
+    return true;
 }
 
 /* Sorts effects: the event's own stay, those on other streams are handed out at once. */
@@ -248,21 +215,24 @@ static int interpret_effects(struct turn *turn, uint64_t own_stream_id)
     struct collected *got = turn->got;
     size_t kept = 0;
     for (size_t i = 0; i < got->effect_count; i++) {
-        sbx_effect effect = got->effects[i];
+        sbx_effect effect = got->effects[i], rest;
         bool own = effect.stream_id == own_stream_id;
         turn->stream = stream_of(turn->channel, &effect);
         if (!turn->stream)
             continue;
         turn->late = !own;
-        int status = interpret_effect(turn, &effect);
+        int status = interpret_effect(turn, &effect, &rest);
         if (status)
             return status;
+        if (own && rest.kind && !insert(got, kept++, &rest))
+            return SBX_NO_MEMORY;
+        i += own && rest.kind;
         if (own && turn->stream->tcp && effect.kind != SBX_PROPERTY_SET)
             continue; /* sbx_connection_take says what came of it */
         if (own)
             got->effects[kept++] = effect;
-        else if (turn->channel->hooks.late)
-            turn->channel->hooks.late(turn->channel->hooks.user, turn->stream, &effect);
+        else
+            tell_late(turn, &rest, &effect);
     }
     got->effect_count = kept;
     return SBX_OK;

@@ -52,7 +52,7 @@ void check_effect(const sbx_effect *effect)
     if (!(effect->flags & SBX_AS_SUBMITTED))
         read_all(effect->data);
     if (!effect->refused && is_body_kind(effect->kind) && !(effect->flags & SBX_AS_SUBMITTED) &&
-        !may_write_body(side.channel->policy))
+        (!may_write_body(side.channel->policy) || !needed(side.channel->policy, effect->kind)))
         for (size_t i = 0; i < effect->data.len; i++)
             if (effect->data.data[i] != 'S')
                 finding("the plugin's bytes went on although it may not write bodies");

@@ -43,7 +43,7 @@ static void put_numbers(uint8_t **at, uint32_t tag, const uint64_t *numbers, uin
     put_entry(at, tag, bytes, 8 * count);
 }
 
-/* Each reads one direction of connections alone. Hides x-drop, x-mask, x-hash-*, x-presence; denies x-denied. Small limits, so that they are met. */
+/* Each reads one direction of connections alone, and the one that may write no response's body. Hides x-drop, x-mask, x-hash-*, x-presence; denies x-denied. Small limits, so that they are met. */
 static sbx_policy *make_policy(bool may_write)
 {
     static const char redact[] = "\x06\0\1\0x-drop\x06\0\2\0x-mask\x07\0\3\1x-hash-\x0a\0\4\0x-presence";
@@ -53,6 +53,8 @@ static sbx_policy *make_policy(bool may_write)
     uint64_t needs = 0x1ff | SBX_HAS_TCP_CALLBACKS, limits[] = {8192, 16, 4096, 1000000000, 64, 1000000000}, failure[] = {0, 503};
     uint64_t write[] = {may_write ? 7 : 0, 16, 256, 1024};
     needs |= may_write ? SBX_NEEDS_UPSTREAM_DATA : SBX_NEEDS_DOWNSTREAM_DATA;
+    if (may_write) /* else it would not matter */
+        needs ^= SBX_NEEDS_RESPONSE_BODY | SBX_HAS_RESPONSE_BODY_CALLBACK;
     memcpy(blob, "SBXP\1\0\0\0", 8);
     put_entry(&at, 1, "t", 1);
     put_entry(&at, 2, "p", 1);

@@ -164,6 +164,68 @@ def test_who_may_not_write_bodies_says_how_much_goes_on(setup: Setup) -> None:
     assert [e.data.get() for e in effects_of(verdict)] == [b"fgh"]
 
 
+CALLBACKS = ("proxy_on_request_headers", "proxy_on_request_body")
+CALLED_FOR_BODIES = capabilities.needs(frozenset({"proxy_get_header_map_value", *CALLBACKS}), CALLBACKS)
+
+
+def test_who_cannot_read_a_body_sees_its_size_and_says_how_much_goes_on(setup: Setup) -> None:
+    turns = iter([[], [b"\0" * 5], [b"Z" * 100]])
+
+    def answer(event: Event) -> list[Any]:
+        flags = layout.FLAG_END_OF_STREAM if event.end_of_stream else 0
+        return [event.effect(3, piece, flags) for piece in next(turns)]
+
+    client = setup.open(answering(answer), needs=CALLED_FOR_BODIES)
+    stream, made = client.open(), c.c_void_p()
+    assert c_client.NAMES[setup.lib.sbx_submit_nothing(stream, 3, True, 1, None, c.byref(made))] == "INVALID"
+    assert effects_of(client.wait(client.body(stream, 3, [b"abc"]))) == []
+    verdict = client.wait(client.body(stream, 3, [b"de", b"fg"]))
+    assert [e.data.get() for e in effects_of(verdict)] == [b"abcde"]
+    assert refusals_of(verdict) == []
+    verdict = client.wait(client.body(stream, 3, [b"h"], end=True))
+    assert [e.data.get() for e in effects_of(verdict)] == [b"fgh"]
+    assert [event.payload for event in setup.vm.seen if event.kind == 3] == [bytes(3), bytes(4), bytes(1)]
+
+
+def test_a_body_that_cannot_be_read_passes_without_being_copied_out(setup: Setup) -> None:
+    client = setup.open(needs=CALLED_FOR_BODIES)
+    (effect,) = effects_of(client.wait(client.body(client.open(), 3, [b"secret"], end=True)))
+    assert (effect.flags, effect.data.len) == (layout.FLAG_AS_SUBMITTED | layout.FLAG_END_OF_STREAM, 6)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize("told", [0, 2, 9])
+def test_what_is_left_behind_of_a_body_goes_on_before_the_trailers(setup: Setup, readable: bool, told: int) -> None:
+    """Of a body that the plugin may not write, or cannot read: it cannot cut it short either."""
+    policy = replace(POLICY, write=WritePolicy(body=False)) if readable else POLICY
+
+    def answer(event: Event) -> list[Any]:
+        if event.kind != 4:
+            return []
+        note = event.effect(9, pairs.encode([(b"p", b"v")]))
+        return [note, *([event.effect(3, b"abcdefghi"[:told])] if told else []), event.effect(4), note]
+
+    client = setup.open(answering(answer), policy, needs=STANDARD if readable else CALLED_FOR_BODIES)
+    stream = client.open()
+    client.wait(client.body(stream, 3, [b"abcdefg"]))
+    client.wait(client.body(stream, 3, [b"hi"]))
+    effects = effects_of(client.wait(client.headers(stream, 4, [(b"t", b"1")])))
+
+    assert [effect.kind for effect in effects if effect.kind != 3] == [9, 4, 9]
+    assert effects[-2].kind == 4
+    assert b"".join(effect.data.get() for effect in effects if effect.kind == 3) == b"abcdefghi"
+
+
+def test_what_is_left_behind_goes_on_outside_events_too(setup: Setup) -> None:
+    client = setup.open(serve=False, policy=replace(POLICY, write=WritePolicy(body=False)))
+    stream = client.open()
+    client.body(stream, 3, [b"abc"])
+    event = client.headers(stream, 4, [(b"t", b"1")])
+    setup.vm.emit([(4, 0, 1, 0, 0, b"")])
+    assert c_client.NAMES[setup.lib.sbx_spin(event)] == "AGAIN"
+    assert [(kind, data) for kind, _, _, data in client.late] == [(3, b"abc"), (4, b"")]
+
+
 def test_local_responses_and_properties(setup: Setup) -> None:
     given = LocalResponse(403, -1, False, b"no way", [(b"X-Why", b"1"), (b"content-length", b"9")], b"denied")
     local = encode_local_response(given, pairs.encode(given.headers))
