@@ -50,6 +50,11 @@ class Body:
         self.out.append(true)
         return true == effect.payload
 
+    def go_before_trailers(self) -> None:
+        """Let go what was kept and the plugin left behind."""
+        if self._true:
+            self.out.append(take_true(self._true, None))
+
     def go_as_it_came(self) -> None:
         """Let the last message go."""
         assert self.last is not None

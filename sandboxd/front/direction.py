@@ -184,6 +184,7 @@ class Direction:
                 raise CannotCarryError("body_too_large")
 
     def _release_trailers(self, effect: Effect) -> None:
+        self.body.go_before_trailers()
         if not self.trailers_seen:
             # Envoy's field for new trailers is not implemented, and it refuses an answer to trailers it has not sent.
             self.report(f"ext_proc.cannot_carry.added_{self.names.word}_trailers", "")

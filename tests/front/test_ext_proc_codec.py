@@ -694,6 +694,37 @@ def test_a_callback_that_cannot_read_may_hold_the_body_and_say_how_much_goes_on(
     assert not play.findings
 
 
+@pytest.mark.parametrize("rules", ["write: {body: false}", ""])
+@pytest.mark.parametrize("said", [[], [effect(layout.REQUEST_BODY, b"on")]])
+def test_what_is_left_behind_of_a_body_goes_on_before_the_trailers(rules: str, said: list[Effect]) -> None:
+    """Of a body that the plugin may not write, or cannot read: it cannot cut it short either."""
+    play = Play(rig.plugin(rules) if rules else rig.plugin(functions=READS_HEADERS), request=DUPLEX)
+    play.headers()
+    play.passes()
+    play.body(b"one ")
+    play.vm(state=PAUSED)
+    play.body(b"two")
+    play.vm(state=PAUSED)
+    play.trailers(("t", "1"))
+    replies = play.vm(*said, effect(layout.REQUEST_TRAILERS))
+
+    assert which(replies)[-1] == "request_trailers"
+    assert b"".join(piece for piece, _ in streamed(*replies[:-1])) == b"one two"
+
+
+def test_what_is_left_behind_of_a_body_that_streams_is_not_cut_off_in_silence() -> None:
+    play = Play(rig.plugin("write: {body: false}"), request=STREAMED)
+    play.headers()
+    play.passes()
+    play.body(b"one")
+    play.vm(state=PAUSED)
+    play.trailers(("t", "1"))
+    replies = play.vm(effect(layout.REQUEST_TRAILERS))
+
+    assert which(replies) == ["immediate_response"]
+    assert play.findings == {"ext_proc.cannot_carry.body_at_trailers": 1}
+
+
 def test_a_plugin_that_may_not_write_bodies_only_says_how_much_goes_on() -> None:
     play = Play(rig.plugin("write: {body: false}"), request=DUPLEX)
     play.headers()
