@@ -7,10 +7,16 @@ static void conclude_verdict(struct filter *filter, enum direction direction, en
     struct way *way = &filter->ways[direction];
     uint32_t stopped = direction == REQUEST ? SBX_REQUEST_ALL_STOPPED : SBX_RESPONSE_ALL_STOPPED;
     bool is_body = kind == SBX_REQUEST_BODY || kind == SBX_RESPONSE_BODY;
-    if (is_body)
+    bool told = is_body && hears_of_body(filter, direction);
+    if (told)
         way->held += way->submitted;
     for (size_t i = 0; i < verdict->effect_count; i++)
         take_effect(filter, &verdict->effects[i]);
+    if (is_body && !told && !way->same && !filter->local && !filter->local_refused && !filter->close) {
+        /* Nothing but a hostile worker holds a body that its plugin has no callback for. */
+        exchange_fail(filter, direction, SBX_CAUSE_PROTOCOL);
+        return;
+    }
     for (size_t i = 0; i < verdict->notice_count; i++)
         take_notice(filter->lane, &verdict->notices[i]);
     for (size_t i = 0; i < verdict->refusal_count; i++)
@@ -84,11 +90,22 @@ bool may_go(const struct filter *filter, enum direction direction)
     return !way->ending || way->end_go || way->bodyless;
 }
 
-/* Lets Envoy go on in a direction where it waits. Not within a hook of that direction. */
+/* The plugin holds what came of the body so far, and more of it may come. */
+static bool amid_body(const struct way *way)
+{
+    return way->held && !way->same && !way->out.len && !way->ending && !way->has_trailers;
+}
+
+/*
+ * Lets Envoy go on in a direction where it waits. Not within a hook of that direction.
+ *
+ * While the plugin holds a part of the body Envoy stays where it is, and brings what comes behind all the same: outside its
+ * hooks it could not be stopped again, and as long as it is not stopped it leaves behind what is put into its buffer.
+ */
 void finish(struct filter *filter, enum direction direction)
 {
     struct way *way = &filter->ways[direction];
-    if (filter->over || !way->stopped || !may_go(filter, direction))
+    if (filter->over || !way->stopped || !may_go(filter, direction) || amid_body(way))
         return;
     if (way->out.len) {
         /* Anything that Envoy still holds stands behind it. */

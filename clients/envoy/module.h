@@ -179,6 +179,7 @@ void local_free(sbx_local_response *local);
 void submit_headers(struct filter *filter, enum direction direction, bool end);
 void advance(struct filter *filter, enum direction direction);
 void submit_behind(struct filter *filter, enum direction direction);
+bool hears_of_body(const struct filter *filter, enum direction direction); /* the plugin is called for it, read it or not */
 
 /* flow.c */
 void event_run(struct filter *filter, enum direction direction, sbx_event *event);

@@ -9,7 +9,7 @@
 static bool holds(const struct filter *filter, enum direction direction)
 {
     const struct way *way = &filter->ways[direction];
-    return way->stopped && !way->event && !may_go(filter, direction);
+    return way->stopped && !way->event && (way->held || !may_go(filter, direction));
 }
 
 /* Nothing that Envoy could still bring is shown to the plugin. */

@@ -26,13 +26,7 @@ static bool needs(const struct filter *filter, uint32_t request, uint32_t respon
     return bits & (direction == REQUEST ? request : response);
 }
 
-static bool needs_body(const struct filter *filter, enum direction direction)
-{
-    return needs(filter, SBX_NEEDS_REQUEST_BODY, SBX_NEEDS_RESPONSE_BODY, direction);
-}
-
-/* Whether the plugin is called for a body, read it or not. */
-static bool hears_of_body(const struct filter *filter, enum direction direction)
+bool hears_of_body(const struct filter *filter, enum direction direction)
 {
     return needs(filter, SBX_NEEDS_REQUEST_BODY | SBX_HAS_REQUEST_BODY_CALLBACK,
                  SBX_NEEDS_RESPONSE_BODY | SBX_HAS_RESPONSE_BODY_CALLBACK, direction);
@@ -79,7 +73,7 @@ static int give_body(struct filter *filter, enum direction direction, sbx_event 
     size_t size = body_size(filter, direction);
     bool end = way->ending && !way->has_trailers;
     int status = SBX_NO_MEMORY;
-    if (!needs_body(filter, direction)) {
+    if (!hears_of_body(filter, direction)) {
         status = sbx_submit_nothing(filter->stream, body_kind(direction), end, wall_ns(), filter, event);
     } else if (body_copy(filter, direction, 0, size, &all)) {
         sbx_bytes piece = {all.at, all.len};

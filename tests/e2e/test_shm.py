@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandboxd.demo.client import Request
+from sandboxd.demo.echo import pattern
 from tests.support import guests, stage
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stage.Stage]:
     """One tenant with filters of all kinds, with and without a spin budget."""
     plugins = [guests.HTTP_HEADERS.plugin(), guests.TOKEN_GATE.plugin(), guests.HTTP_BODY_REQUEST.plugin()]
+    plugins.append(guests.HTTP_BODY_RESPONSE.plugin())
     tenants = [stage.Tenant("acme", plugins)]
     directory = tmp_path_factory.mktemp("shm")
     with stage.running(directory, tenants, transport=stage.SHM, shm={"spin_us": request.param}) as found:
@@ -46,6 +48,14 @@ def test_a_local_response_answers(running: stage.Stage) -> None:
     assert denied.status == 403
     assert running.recorder.take() == ()
     assert running.get("/acme/token-gate/", ("x-token", "sesame")).status == 200
+
+
+def test_a_body_that_is_held_until_its_trailers_arrives_whole(running: stage.Stage) -> None:
+    """Whether the verdict on it comes before the trailers or behind them, at once or later."""
+    headers = (("x-echo-body-size", "16384"), ("x-echo-trailers", "x-end=e1"))
+    for _ in range(400):
+        answer = running.get("/acme/http-body-response/", *headers)
+        assert (answer.body, answer.trailers) == (pattern(16384), (("x-end", "e1"),))
 
 
 def test_bodies_pass_the_filter(running: stage.Stage) -> None:
