@@ -41,19 +41,7 @@ RETRY: Json = {
 CIRCUIT_BREAKERS: Json = {"thresholds": [{"max_retries": 1024}]}
 """Three retries at a time, Envoy's default, are fewer than a front has streams in hand."""
 
-REQUEST_ATTRIBUTES = (
-    "request.path",
-    "request.url_path",
-    "request.host",
-    "request.scheme",
-    "request.method",
-    "request.headers",
-    "request.referer",
-    "request.useragent",
-    "request.time",
-    "request.id",
-    "request.protocol",
-    "request.query",
+CONNECTION_ATTRIBUTES = (
     "source.address",
     "source.port",
     "destination.address",
@@ -68,6 +56,21 @@ REQUEST_ATTRIBUTES = (
     "connection.dns_san_peer_certificate",
     "connection.uri_san_local_certificate",
     "connection.uri_san_peer_certificate",
+)
+REQUEST_ATTRIBUTES = (
+    "request.path",
+    "request.url_path",
+    "request.host",
+    "request.scheme",
+    "request.method",
+    "request.headers",
+    "request.referer",
+    "request.useragent",
+    "request.time",
+    "request.id",
+    "request.protocol",
+    "request.query",
+    *CONNECTION_ATTRIBUTES,
     "xds.route_name",
     "xds.cluster_name",
     "xds.node",
@@ -125,8 +128,8 @@ def http_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], 
         "stat_prefix": f"{tenant}.{plugin.name}",
     }
     if wanted.properties:
-        config["request_attributes"] = _visible(plugin, REQUEST_ATTRIBUTES)
-        config["response_attributes"] = _visible(plugin, RESPONSE_ATTRIBUTES)
+        config["request_attributes"] = visible_attributes(plugin, REQUEST_ATTRIBUTES)
+        config["response_attributes"] = visible_attributes(plugin, RESPONSE_ATTRIBUTES)
     return {"name": f"sandboxd.{tenant}.{plugin.name}", "typed_config": config}
 
 
@@ -193,7 +196,7 @@ def _send(wanted: bool) -> str:
     return "SEND" if wanted else "SKIP"
 
 
-def _visible(plugin: PluginPolicy, names: Sequence[str]) -> list[str]:
+def visible_attributes(plugin: PluginPolicy, names: Sequence[str]) -> list[str]:
     """Return the attributes that are worth sending: the front drops the others before they reach a worker."""
     redactor = Redactor(plugin.redact, bytes(32))
     return [name for name in names if redactor.property_visible(tuple(name.split(".")))]

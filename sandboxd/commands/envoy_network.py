@@ -5,37 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sandboxd.commands.envoy_filters import CLUSTER, RETRY, SLACK_NS, Json
+from sandboxd.commands.envoy_filters import (
+    CLUSTER,
+    CONNECTION_ATTRIBUTES,
+    RETRY,
+    SLACK_NS,
+    Json,
+    visible_attributes,
+)
 from sandboxd.limits import MS_NS
 from sandboxd.policy.capabilities import TCP_CALLBACKS, DataNeeds, needs
 from sandboxd.policy.model import OnFailure, PluginPolicy
-from sandboxd.policy.redact import Redactor
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.network"
 
-CLOSE_RUNTIME: Final = {"envoy.reloadable_features.connection_close_through_filter_manager": True}
+RUNTIME: Final[Json] = {
+    "layers": [
+        {
+            "name": "sandboxd",
+            "static_layer": {"envoy.reloadable_features.connection_close_through_filter_manager": True},
+        }
+    ]
+}
 """
-Without it Envoy 1.40 closes a connection while its filter still waits for bytes that it has sent away, and they are
-lost. It is off by default.
+Envoy's ``layered_runtime``. Without it Envoy 1.40 closes a connection while its filter still waits for bytes that it
+has sent away, and they are lost. It is off by default.
 """
-
-ATTRIBUTES: Final = (
-    "source.address",
-    "source.port",
-    "destination.address",
-    "destination.port",
-    "connection.id",
-    "connection.mtls",
-    "connection.requested_server_name",
-    "connection.tls_version",
-    "connection.subject_local_certificate",
-    "connection.subject_peer_certificate",
-    "connection.dns_san_local_certificate",
-    "connection.dns_san_peer_certificate",
-    "connection.uri_san_local_certificate",
-    "connection.uri_san_peer_certificate",
-)
-"""What Envoy can tell of a connection when its first bytes come."""
 
 
 def network_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str], functions: Iterable[str]) -> Json:
@@ -50,14 +45,12 @@ def network_filter(tenant: str, plugin: PluginPolicy, *, callbacks: Iterable[str
     """
     callbacks = frozenset(callbacks)
     wanted = needs(plugin.capabilities & (frozenset(functions) | callbacks), callbacks)
-    redactor = Redactor(plugin.redact, bytes(32))
-    visible = [name for name in ATTRIBUTES if wanted.properties and redactor.property_visible(tuple(name.split(".")))]
     return network_ext_proc(
         CLUSTER,
         tenant,
         plugin.name,
         timeout_ns=plugin.time_per_pause_ns + SLACK_NS,
-        attributes=visible,
+        attributes=visible_attributes(plugin, CONNECTION_ATTRIBUTES) if wanted.properties else (),
         processing_mode=processing_mode(wanted),
         failure_mode_allow=plugin.failure.policy is OnFailure.OPEN,
         metadata_options={"receiving_namespaces": {"untyped": [f"sandboxd.{tenant}.{plugin.name}"]}},
@@ -112,7 +105,7 @@ def tcp_proxy(cluster: str, name: str) -> Json:
 def network_parts(filters: Sequence[Json], clusters: Sequence[Json]) -> Json:
     """Return what a configuration needs: the filters, which go before `tcp_proxy`, the clusters, and the runtime."""
     return {
-        "layered_runtime": {"layers": [{"name": "sandboxd", "static_layer": dict(CLOSE_RUNTIME)}]},
+        "layered_runtime": RUNTIME,
         "filters": list(filters),
         "clusters": list(clusters),
     }
@@ -120,7 +113,6 @@ def network_parts(filters: Sequence[Json], clusters: Sequence[Json]) -> Json:
 
 def network_bootstrap(filters: Sequence[Json], clusters: Sequence[Json]) -> Json:
     """Return a whole configuration to try: a listener on port 10000 that forwards to port 10001."""
-    parts = network_parts(filters, clusters)
     upstream: Json = {
         "name": "upstream",
         "type": "STATIC",
@@ -136,7 +128,7 @@ def network_bootstrap(filters: Sequence[Json], clusters: Sequence[Json]) -> Json
         "filter_chains": [{"filters": [*filters, tcp_proxy("upstream", "ingress")]}],
     }
     return {
-        "layered_runtime": parts["layered_runtime"],
+        "layered_runtime": RUNTIME,
         "static_resources": {"listeners": [listener], "clusters": [upstream, *clusters]},
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.commands.envoy_filters import CIRCUIT_BREAKERS, RETRY, dynamic_module_filter, dynamic_module_route
-from sandboxd.commands.envoy_network import CLOSE_RUNTIME, tcp_proxy
+from sandboxd.commands.envoy_network import RUNTIME, tcp_proxy
 
 Json = dict[str, Any]
 
@@ -206,7 +206,7 @@ def bootstrap(listeners: Sequence[Json], clusters: Sequence[Json]) -> Json:
                 }
             ]
         },
-        "layered_runtime": {"layers": [{"name": "sandboxd", "static_layer": dict(CLOSE_RUNTIME)}]},
+        "layered_runtime": RUNTIME,
         "static_resources": {"listeners": list(listeners), "clusters": list(clusters)},
     }
 
