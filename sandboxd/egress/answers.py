@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandboxd.channel.pairs import encode
 from sandboxd.protos import control_pb2 as control
 
-OK, CANCELLED, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE = 0, 1, 4, 7, 8, 14
+DEADLINE_EXCEEDED, PERMISSION_DENIED, UNAVAILABLE = 4, 7, 14
 """gRPC statuses."""
 
 _UNREACHED = "upstream connect error or disconnect/reset before headers. reset reason: "

@@ -141,8 +141,8 @@ def parse_policy(text: str, path: str, *, module_root: Path | None) -> TenantPol
     Args:
         text: the file's text.
         path: its name, for errors and `TenantPolicy.source_path`.
-        module_root: what relative module files are relative to; they must exist. None: relative to the
-            directory of ``path``, and no file is looked at.
+        module_root: what relative files are relative to; those of modules and passwords must exist. None: relative
+            to the directory of ``path``, and no file is looked at.
 
     Raises:
         PolicyError: the text cannot be accepted.
@@ -158,7 +158,7 @@ def parse_policy(text: str, path: str, *, module_root: Path | None) -> TenantPol
         tenant=tenant,
         plugins=tuple(plugin for plugin, _ in plugins),
         isolation=isolation,
-        shared=_shared(root.get("shared"), isolation, modules.root),
+        shared=_shared(root.get("shared"), isolation, modules),
         source_path=path,
         digest=hashlib.sha256(text.encode("utf-8")).hexdigest(),
     )
@@ -181,15 +181,15 @@ def _isolation(value: Value | None) -> Isolation:
     )
 
 
-def _backend(value: Value, root: Path) -> SharedBackend:
+def _backend(value: Value, modules: Modules) -> SharedBackend:
     section = value.section(("url", "timeout", "password_file"))
     url, timeout, password = section.need("url"), section.get("timeout"), section.get("password_file")
     text = url.string()
     parts = urlsplit(text)
     if parts.scheme not in ("redis", "rediss", "unix") or parts.username or parts.password or parts.query:
         raise url.fail("is not the address of a store", ("redis://HOST:PORT/DB, rediss://..., unix:///PATH",))
-    file = root / password.string() if password else None
-    if password and file is not None and not file.is_file():
+    file = modules.root / password.string() if password else None
+    if modules.must_exist and password and file is not None and not file.is_file():
         raise password.fail(f"{file}: is not a file that can be read")
     return SharedBackend(
         url=text,
@@ -200,7 +200,7 @@ def _backend(value: Value, root: Path) -> SharedBackend:
     )
 
 
-def _shared(value: Value | None, isolation: Isolation, root: Path) -> SharedPolicy:
+def _shared(value: Value | None, isolation: Isolation, modules: Modules) -> SharedPolicy:
     default = SharedPolicy()
     if value is None:
         return default
@@ -215,7 +215,7 @@ def _shared(value: Value | None, isolation: Isolation, root: Path) -> SharedPoli
     return SharedPolicy(
         memory_bytes=size,
         value_bytes=one.size(0, limits.MAX_SHARED_VALUE_BYTES) if one else default.value_bytes,
-        backend=_backend(backend, root) if backend else None,
+        backend=_backend(backend, modules) if backend else None,
         queue_items=items.integer(0, limits.MAX_QUEUE_ITEMS) if items else default.queue_items,
     )
 
