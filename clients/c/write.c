@@ -123,11 +123,27 @@ static bool filter_added(const sbx_policy *policy, enum section section, sbx_cha
     return true;
 }
 
+/* The plugin can change no header map. */
+static bool refuse_all(sbx_changes *changes, struct refusals *refusals)
+{
+    bool noted = true;
+    for (size_t i = 0; noted && i < changes->removed_count; i++)
+        noted = refuse(refusals, SBX_DENIED_BY_POLICY, changes->removed[i]);
+    for (size_t i = 0; noted && i < changes->set_count; i++)
+        noted = refuse(refusals, SBX_DENIED_BY_POLICY, changes->set[i].name);
+    for (size_t i = 0; noted && i < changes->added_count; i++)
+        noted = refuse(refusals, SBX_DENIED_BY_POLICY, changes->added[i].name);
+    changes->removed_count = changes->set_count = changes->added_count = 0;
+    return noted;
+}
+
 bool write_headers(const sbx_policy *policy, enum section section, sbx_changes *changes, struct arena *arena,
                    struct refusals *refusals)
 {
     struct room room = full_room(policy);
     refusals->arena = arena;
+    if (!(policy->write_flags & WRITE_HEADER_MAPS))
+        return refuse_all(changes, refusals);
     return filter_removed(policy, changes, &room, refusals) &&
            filter_set(policy, section, changes, &room, refusals) &&
            filter_added(policy, section, changes, &room, refusals);
@@ -204,13 +220,37 @@ static bool local_headers(const sbx_policy *policy, sbx_local_response *local, s
     return kept != NULL;
 }
 
+/*
+ * Of a plugin that may send none: only what the VM answers on its own when more of a body is held than the policy
+ * allows, and as it is written here.
+ */
+static int write_generated(sbx_local_response *local, struct arena *arena, struct refusals *refusals)
+{
+    bool request = equal(local->details, LITERAL("request_payload_too_large"));
+    if (!request && !equal(local->details, LITERAL("response_payload_too_large")))
+        return refuse(refusals, SBX_DENIED_BY_POLICY, LITERAL("local_response")) ? SBX_REFUSED : SBX_NO_MEMORY;
+    uint32_t status = request ? 413 : 500;
+    sbx_bytes body = request ? LITERAL("Payload Too Large") : LITERAL("Internal Server Error");
+    bool same = local->status == status && equal(local->body, body);
+    sbx_pair *header = arena_array(arena, 1, sizeof *header);
+    if (!header || (!same && !refuse(refusals, SBX_DENIED_BY_POLICY, LITERAL("local_response"))))
+        return SBX_NO_MEMORY;
+    *header = (sbx_pair){LITERAL("content-type"), LITERAL("text/plain")};
+    local->status = status;
+    local->grpc_status = -1;
+    local->headers = header;
+    local->header_count = 1;
+    local->body = body;
+    return SBX_OK;
+}
+
 int write_local_response(const sbx_policy *policy, sbx_local_response *local, struct arena *arena,
                          struct refusals *refusals)
 {
     static const sbx_bytes word = LITERAL_INIT("local_response");
     refusals->arena = arena;
     if (!(policy->write_flags & WRITE_LOCAL_RESPONSE))
-        return refuse(refusals, SBX_DENIED_BY_POLICY, word) ? SBX_REFUSED : SBX_NO_MEMORY;
+        return write_generated(local, arena, refusals);
     if (local->status < 200 || local->status > 599) {
         if (!refuse(refusals, SBX_ILLEGAL_STATUS, word))
             return SBX_NO_MEMORY;

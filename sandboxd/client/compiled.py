@@ -170,7 +170,7 @@ def _failure(content: bytes) -> FailurePolicy:
 
 def _write(entries: Mapping[int, bytes]) -> WritePolicy:
     switches, count, one_bytes, all_bytes = _numbers(form.WRITE, entries[form.WRITE], 4)
-    if switches >> 3:
+    if switches >> 4:
         raise PeerError(f"compiled policy: unknown write bits {switches:#x}")
     allowed = entries.get(form.ALLOWED_HEADERS)
     return WritePolicy(
@@ -182,6 +182,7 @@ def _write(entries: Mapping[int, bytes]) -> WritePolicy:
         max_headers=count,
         max_header_bytes=one_bytes,
         max_headers_bytes=all_bytes,
+        header_maps=bool(switches & 8),
     )
 
 

@@ -87,6 +87,8 @@ class Exchange:
         self._case = case
         self._outcome = Outcome()
         self._originals: dict[int, Headers] = {}
+        self._kept = {kind: bytearray() for kind in layout.BODY_KINDS}
+        """Bodies that the plugin may not write, as far as it has not let them go."""
         self._timeout_s = plugin.policy.limits.time_per_event_ns / 1e9
 
     def run(self) -> Outcome:
@@ -140,6 +142,8 @@ class Exchange:
 
     def _event(self, kind: int, payload: bytes, *, end_of_stream: bool) -> None:
         vm = self._vm
+        if kind in layout.BODY_KINDS and not self._plugin.policy.write.body:
+            self._kept[kind] += payload
         try:
             verdict = vm.call(self._stream_id, kind, payload, end_of_stream=end_of_stream, timeout_s=self._timeout_s)
         except VmLost:
@@ -215,11 +219,14 @@ class Exchange:
         return apply(original, allowed)
 
     def _body(self, effect: Effect, seen: Seen) -> None:
-        if not effect.flags & layout.FLAG_AS_SUBMITTED:
-            refusal = self._plugin.rules.body(len(effect.payload))
-            if refusal is not None and effect.payload:
-                self._outcome.refusals.append(refusal)
-        seen.body += effect.payload
+        payload, as_submitted = effect.payload, effect.flags & layout.FLAG_AS_SUBMITTED
+        if not self._plugin.policy.write.body:
+            # It says when a body goes on, not which.
+            payload, as_submitted = bytes(self._kept[effect.kind]), payload == self._kept[effect.kind]
+            self._kept[effect.kind].clear()
+        if not as_submitted and (refusal := self._plugin.rules.body(len(payload))) is not None:
+            self._outcome.refusals.append(refusal)
+        seen.body += payload
         seen.ended = seen.ended or bool(effect.flags & layout.FLAG_END_OF_STREAM)
 
     def _local_response(self, effect: Effect) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sandboxd.channel.completions import EventLimits
 from sandboxd.policy.capabilities import DataNeeds, needs
+from sandboxd.policy.effective import narrowed, usable
 from sandboxd.policy.model import PluginPolicy, Section
 from sandboxd.policy.redact import HeaderDiff, Redactor
 from sandboxd.policy.write_rules import Refusal, WriteRules
@@ -22,6 +23,7 @@ class Plugin:
 
     tenant: str
     policy: PluginPolicy
+    """Its ``write`` is what the plugin has functions for."""
     needs: DataNeeds
     redactor: Redactor
     rules: WriteRules
@@ -77,15 +79,17 @@ def prepare(
     """
     Return the plugin, ready for use.
 
-    What it can read follows from the functions that are both granted and imported: a module that never imports a
-    buffer function gets no body even if the policy would let it.
+    What it can read, and what it may write, follows from the functions that are both granted and imported: a module
+    that never imports a buffer function gets no body even if the policy would let it, and a worker that names a local
+    response is not heard unless its module could have asked for one.
     """
     callbacks = frozenset(callbacks)
-    usable = policy.capabilities & (frozenset(imported_functions) | callbacks)
+    functions = usable(policy, callbacks, imported_functions)
+    policy = narrowed(policy, functions)
     return Plugin(
         tenant,
         policy,
-        needs(usable, callbacks),
+        needs(functions, callbacks),
         Redactor(policy.redact, redaction_key),
         WriteRules(policy.write, policy.limits.body_buffer_bytes),
         tuple(imports),

@@ -62,7 +62,7 @@ def compile_policy(
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise ValueError(f"a redaction key has {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes, not {len(key)}")
     write, asked = plugin.write, plugin.limits
-    switches = write.local_response | write.body << 1 | write.properties << 2
+    switches = write.local_response | write.body << 1 | write.properties << 2 | write.header_maps << 3
     entries = [
         (TENANT, tenant.encode()),
         (PLUGIN, plugin.name.encode()),

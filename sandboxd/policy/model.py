@@ -209,6 +209,11 @@ class WritePolicy:
     """Name plus value of one header."""
     max_headers_bytes: int = limits.DEFAULT_WRITTEN_HEADERS_BYTES
     """Names plus values of all header changes of one event."""
+    header_maps: bool = True
+    """
+    Whether it may change header maps at all; what it gives a local response is another matter. Not in the file: it
+    follows from the functions that it can use (`sandboxd.policy.effective`).
+    """
 
 
 @dataclass(frozen=True, slots=True)

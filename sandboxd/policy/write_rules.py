@@ -79,6 +79,17 @@ class LocalResponse:
     """0 to 16, None if the plugin gave none."""
 
 
+_TEXT = ((b"content-type", b"text/plain"),)
+_OVER_LIMIT = {
+    answer.details.encode(): answer
+    for answer in (
+        LocalResponse(413, "request_payload_too_large", _TEXT, b"Payload Too Large", None),
+        LocalResponse(500, "response_payload_too_large", _TEXT, b"Internal Server Error", None),
+    )
+}
+"""By details: what hostcore answers on its own when more of a body is held than the policy allows."""
+
+
 class WriteRules:
     """
     The write rules of one plugin, prepared for use on every event.
@@ -100,6 +111,9 @@ class WriteRules:
         """Return the changes that may be made to a header map, and what was left out of them."""
         if not changes:
             return NO_CHANGE, []
+        if not self._policy.header_maps:
+            named = (*changes.removed, *(name for name, _ in changes.set), *(name for name, _ in changes.added))
+            return NO_CHANGE, [_refusal(Reason.DENIED, name) for name in named]
         refusals: list[Refusal] = []
         room = _Room(self._policy)
         removed = [name.lower() for name in changes.removed if self._may_remove(name, room, refusals)]
@@ -174,7 +188,8 @@ class WriteRules:
 
         A plugin that asked to stop a request must not see it pass: an illegal status becomes 500, and an
         illegal header or a body that is too large is left out. A caller that gets None must stop the stream
-        too.
+        too. The answers to a body over its limit, which are not the plugin's own, may be sent always, and as
+        they are written here alone.
 
         Args:
             status: HTTP status as the plugin gave it.
@@ -183,9 +198,12 @@ class WriteRules:
             body: the body, any bytes.
             grpc_status: 0 to 16, or anything else for none (the ABI uses -1).
         """
-        if not self._policy.local_response:
-            return None, [Refusal(Reason.DENIED, "local_response")]
         refusals: list[Refusal] = []
+        if not self._policy.local_response:
+            generated = _OVER_LIMIT.get(details)
+            if generated is None or (generated.status, generated.body) != (status, body):
+                refusals.append(Refusal(Reason.DENIED, "local_response"))
+            return generated, refusals
         if not 200 <= status <= 599:
             refusals.append(Refusal(Reason.STATUS, "local_response"))
             status = 500

@@ -30,6 +30,7 @@ from sandboxd.limits import MAX_POLICY_FILE_BYTES
 from sandboxd.log import one_line
 from sandboxd.policy.capabilities import needs
 from sandboxd.policy.compile import compile_policy
+from sandboxd.policy.effective import narrowed, usable
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.protos import control_pb2 as control
@@ -139,9 +140,9 @@ class AttachClient:
         if down.removed:
             self._end(wire.refused(RefusalCode.UNKNOWN, down.reason))
             return
-        policy = _plugin_policy(fds[0], down.policy_path, down.plugin)
+        policy = narrowed(_plugin_policy(fds[0], down.policy_path, down.plugin), frozenset())
         # Nothing reaches a VM, so no redaction key is needed; the policy's failure part is what counts.
-        blob = compile_policy(down.tenant, policy, needs(policy.capabilities, ()), bytes(32))
+        blob = compile_policy(down.tenant, policy, needs(frozenset(), ()), bytes(32))
         self._send_with_blob(wire.down(down.reason), (), blob)
 
     # --- the socket ---
@@ -308,8 +309,9 @@ def close_politely(sock: socket.socket) -> None:
 def compile_attached(attach: control.Attach, policy: PluginPolicy) -> bytes:
     """Return the compiled policy of a channel; as a front prepares it, from the same facts."""
     callbacks = frozenset(attach.callbacks)
-    usable = policy.capabilities & (frozenset(attach.imported_functions) | callbacks)
-    return compile_policy(attach.tenant, policy, needs(usable, callbacks), attach.redaction_key, attach.imports)
+    functions = usable(policy, callbacks, attach.imported_functions)
+    policy = narrowed(policy, functions)
+    return compile_policy(attach.tenant, policy, needs(functions, callbacks), attach.redaction_key, attach.imports)
 
 
 def _plugin_policy(text_fd: int, path: str, name: str) -> PluginPolicy:

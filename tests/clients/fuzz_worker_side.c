@@ -51,7 +51,7 @@ static sbx_policy *make_policy(bool may_write)
     static const char paths[] = "\x0e\0\0\0source\0address";
     uint8_t blob[4096], *at = blob + 8;
     uint64_t needs = 0x1ff | SBX_HAS_TCP_CALLBACKS, limits[] = {8192, 16, 4096, 1000000000, 64, 1000000000}, failure[] = {0, 503};
-    uint64_t write[] = {may_write ? 7 : 0, 16, 256, 1024};
+    uint64_t write[] = {may_write ? 15 : 8, 16, 256, 1024};
     needs |= may_write ? SBX_NEEDS_UPSTREAM_DATA : SBX_NEEDS_DOWNSTREAM_DATA;
     if (may_write) /* else it would not matter */
         needs ^= SBX_NEEDS_RESPONSE_BODY | SBX_HAS_RESPONSE_BODY_CALLBACK;

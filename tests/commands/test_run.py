@@ -124,6 +124,36 @@ cases:
     assert status == 0, out
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "body", "shown"),
+    [
+        ("", "", '{"sandboxed":true,"a":1}', None),
+        ("preset: standard}", "preset: standard}\n    write: {body: false}", '{"a":1}', "left out: body"),
+        (
+            "preset: standard}",
+            "preset: standard, deny: [proxy_set_buffer_bytes]}",
+            '{"a":1}',
+            "denied: proxy_set_buffer",
+        ),
+    ],
+)
+def test_a_held_body_that_may_not_be_written(
+    run: Runner, before: str, after: str, body: str, shown: str | None
+) -> None:
+    """What came goes on. Only who could change it, and may not, is told that something was left out."""
+    cases = f"""
+cases:
+  - name: in pieces
+    response: {{headers: {{content-type: application/json}}, body: '{{"a":1}}', chunks: 2}}
+    expect: {{client: {{body: '{body}'}}}}
+"""
+    status, out, err = run(policy_text("t", JSON_BODY).replace(before, after), cases, "--verbose")
+
+    assert status == 0, out + err
+    assert ("left out: " in out) == (shown == "left out: body")
+    assert shown is None or shown in out
+
+
 def test_logs_and_redaction(run: Runner) -> None:
     """The Rust example logs every header that it sees; authorization is not among them."""
     cases = """

@@ -25,7 +25,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sandboxd.limits import DEFAULT_LOG_LINES_PER_EVENT
 from sandboxd.protos import admin_pb2 as admin
 from sandboxd.supervisor.admin import call
-from tests.support.daemon_client import ADD_HEADER, ROOT, policy_text, wait_for
+from tests.support.daemon_client import ADD_HEADER, GUESTS, ROOT, policy_text, wait_for
 from tests.support.front_rig import Call, request_headers
 from tests.support.hostile_worker import ALLOWED, LOCKED, LOG_LINES
 
@@ -43,8 +43,17 @@ DEEDS = (
         "unasked-start",
     ),
 )
+TOKEN_GATE = GUESTS / "rust" / "token_gate.wasm"
 MORE = 'write: {deny_headers: ["x-locked", "authorization"]}\nlimits: {time_per_event: 300ms}\n'
 MORE += "failure: {restart: {backoff: 0ms, max_crashes: 1000}}"
+UNGRANTED = {
+    f"evil-{deed}": policy_text(f"evil-{deed}", TOKEN_GATE, more=MORE).replace("preset: standard", f"preset: {preset}")
+    for deed, preset in {
+        **dict.fromkeys(("ungranted", "ungranted-answer"), "minimal"),
+        **dict.fromkeys(("granted", "granted-answer"), "standard"),
+    }.items()
+}
+"""One module, which imports every function; what counts is what it is granted."""
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 REQUEST = [
     *((":method", "GET"), (":path", "/"), (":authority", "example.com"), (":scheme", "http")),
@@ -137,7 +146,7 @@ def set_headers(answer: pb.ProcessingResponse) -> dict[bytes, bytes]:
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
     with tempfile.TemporaryDirectory(prefix="sbx") as directory:
-        found = Target(Path(directory))
+        found = Target(Path(directory), **UNGRANTED)
         try:
             yield found
         finally:
@@ -191,6 +200,26 @@ def test_headers_that_the_policy_forbids_are_not_written(target: Target) -> None
     assert served(answer)
     assert set_headers(answer) == {ALLOWED: b"1"}
     assert not answer.request_headers.response.header_mutation.remove_headers
+
+
+def test_effects_without_a_function_that_has_them_do_not_happen(target: Target) -> None:
+    """Neither the header nor the property; the twin that is granted the functions has both."""
+    forged, twin = target.attack("ungranted"), target.attack("granted")
+
+    assert served(forged)
+    assert not set_headers(forged)
+    assert not forged.HasField("dynamic_metadata")
+    assert set_headers(twin) == {ALLOWED: b"1"}
+    assert twin.HasField("dynamic_metadata")
+
+
+def test_an_answer_without_the_function_is_not_sent(target: Target) -> None:
+    """The stream ends, in our words; the twin that is granted the function is heard."""
+    forged = target.attack("ungranted-answer").immediate_response
+    twin = target.attack("granted-answer").immediate_response
+
+    assert (forged.status.code, forged.details, forged.body) == (500, "sandboxd_local_response_denied", b"")
+    assert (twin.status.code, twin.details, twin.body) == (403, "forged", b"forged")
 
 
 def test_record_that_changes_while_it_is_read(target: Target) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sandboxd.channel.completions import LocalResponse, parse_local_response
+from sandboxd.policy.model import WritePolicy
+from sandboxd.policy.write_rules import WriteRules
 from tests.hostcore.driver import (
     CLOSE_STREAM,
     LOCAL_RESPONSE,
@@ -199,6 +201,25 @@ def test_headers_do_not_count_against_the_body() -> None:
 
     assert outcome.reports == [b"\0"]
     assert LOCAL_RESPONSE in outcome.kinds
+
+
+def test_what_is_answered_to_a_body_over_its_limit_leaves_whatever_the_policy_says() -> None:
+    """The trusted side knows both answers, and has nothing to refuse of them."""
+    limits = {"body_buffer_bytes": 10}
+    with Driver(guest({"request_body": (1, [])}), limits=limits) as vm:
+        stream, _ = vm.request(end=False)
+        request = answer(vm.event(REQUEST_BODY, stream, b"a" * 11))
+    with Driver(guest({"response_headers": (1, [])}), limits=limits) as vm:
+        stream, _ = vm.request()
+        vm.headers(stream, kind=RESPONSE_HEADERS, end=False)
+        response = answer(vm.event(RESPONSE_BODY, stream, b"a" * 11))
+
+    for made, status in ((request, 413), (response, 500)):
+        said = (made.status, made.details, made.headers, made.body, made.grpc_status)
+        assert made.status == status
+        free, none = WriteRules(WritePolicy()), WriteRules(WritePolicy(local_response=False))
+        assert none.local_response(*said) == free.local_response(*said)
+        assert none.local_response(*said)[1] == []
 
 
 def test_without_a_stream_nothing_happens() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandboxd import limits
 from sandboxd.policy.model import Section, WritePolicy
 from sandboxd.policy.redact import HeaderDiff
-from sandboxd.policy.write_rules import Reason, Refusal, WriteRules, safe_details
+from sandboxd.policy.write_rules import LocalResponse, Reason, Refusal, WriteRules, safe_details
 
 REQUEST, RESPONSE = Section.REQUEST_HEADERS, Section.RESPONSE_HEADERS
 
@@ -215,6 +215,45 @@ def test_headers_of_a_local_response_are_held_against_the_same_lists() -> None:
     response, _ = rules(allow_headers=()).local_response(401, b"", headers, b"", -1)
     assert response is not None
     assert response.headers == ()
+
+
+def test_without_header_maps_each_change_is_refused_and_a_local_response_keeps_its_headers() -> None:
+    changes = HeaderDiff((b"gone",), ((b"x-a", (b"1", b"2")),), ((b"b", b"3"),))
+    none = rules(header_maps=False)
+
+    assert none.headers(changes, REQUEST) == (
+        HeaderDiff(),
+        [Refusal(Reason.DENIED, name) for name in ("gone", "x-a", "b")],
+    )
+    assert none.headers(HeaderDiff(), REQUEST) == (HeaderDiff(), [])
+    response, refusals = none.local_response(401, b"", [(b"www-authenticate", b"Basic")], b"", -1)
+    assert response is not None
+    assert (response.headers, refusals) == (((b"www-authenticate", b"Basic"),), [])
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "body"),
+    [
+        (413, b"request_payload_too_large", b"Payload Too Large"),
+        (500, b"response_payload_too_large", b"Internal Server Error"),
+    ],
+)
+def test_the_answer_to_a_body_over_its_limit_may_be_sent_and_nothing_in_its_guise(
+    status: int, details: bytes, body: bytes
+) -> None:
+    none = rules(local_response=False, allow_headers=())
+    answer, refusals = none.local_response(status, details, [(b"content-type", b"text/plain")], body, -1)
+
+    assert answer == LocalResponse(status, details.decode(), ((b"content-type", b"text/plain"),), body, None)
+    assert refusals == []
+    for forged in ((302, body), (status, b"more")):
+        again = none.local_response(forged[0], details, [(b"location", b"http://evil.example")], forged[1], 0)
+        assert again == (answer, [Refusal(Reason.DENIED, "local_response")])
+    assert none.local_response(status, details + b"!", [], body, -1)[0] is None
+    # Who may send local responses says this one as it likes.
+    own, _ = rules().local_response(302, details, [], b"more", -1)
+    assert own is not None
+    assert (own.status, own.body) == (302, b"more")
 
 
 def test_local_response_bounds_and_denial() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sandboxd.channel import layout, pairs
+from sandboxd.channel.completions import LocalResponse, encode_local_response
 from sandboxd.channel.memfd import ChannelFds
 from sandboxd.channel.ring import Record
 from sandboxd.jail.enter import enter
@@ -99,6 +100,18 @@ class Evil(CalloutDeeds, ConnectionDeeds, FileDeeds):
         """Writes what it may not, in the guise of an honest answer."""
         forbidden = [(LOCKED, b"1"), (b"authorization", b"Bearer forged"), (b":authority", b"evil.example")]
         return self._changed(event, *forbidden, (ALLOWED, b"1"))
+
+    def ungranted(self, event: Event) -> Iterable[Record]:
+        """Sets a property, and a header, as if it had functions for that."""
+        forged = pairs.encode([(b"forged", b"1")])
+        return [event.effect(layout.PROPERTY_SET, forged), *self._changed(event, (ALLOWED, b"1"))]
+
+    def ungranted_answer(self, event: Event) -> Iterable[Record]:
+        """Answers in the upstream's place as if it had a function for that."""
+        answer = LocalResponse(403, -1, False, b"forged", [], b"forged")
+        return [event.effect(layout.LOCAL_RESPONSE, encode_local_response(answer, b"")), event.verdict()]
+
+    granted, granted_answer = ungranted, ungranted_answer
 
     def changing(self, event: Event) -> Iterable[Record]:
         """Rewrites its answer for as long as the other side may be reading it."""

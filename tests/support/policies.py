@@ -40,6 +40,7 @@ WRITES = st.builds(
     max_headers=st.integers(0, 6),
     max_header_bytes=st.sampled_from([0, 8, 100]),
     max_headers_bytes=st.sampled_from([0, 20, 1000]),
+    header_maps=st.sampled_from([True, True, True, False]),
 )
 PATHS = st.lists(
     st.sampled_from(["request", "response", "headers", "trailers", "cookie", "Cookie", "path", "referer", "source",
