@@ -11,17 +11,17 @@ else here. An idle loop makes one turn in vain, which takes some microseconds. O
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict, split
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
+from sandboxd.channel.hooks import Hooks, Lost
+
+__all__ = ["OVERDUE_TEXT", "AsyncVm", "Hooks", "Lost"]
 
 _LOOKS = 8
 """Looks at the ring between two looks at the clock."""
@@ -34,36 +34,8 @@ _LAZY_S = 0.01
 """How long the end of a stream may wait for a VM that sleeps."""
 _MAX_RESTARTS = 64
 _RESTART_WINDOW_NS = 10_000_000_000
-
-
-class Lost(enum.Enum):
-    """Why an event has no verdict."""
-
-    DOWN = "vm down"
-    """The VM failed, or is not there."""
-    TIMEOUT = "timeout"
-    """No verdict within the time for an event."""
-    BROKEN = "channel broken"
-    """The VM broke the channel's rules, or the channel was taken away."""
-
-
-@dataclass(slots=True)
-class Hooks:
-    """What the owner of an `AsyncVm` is told. None of them may raise or block."""
-
-    unclaimed: Callable[[Verdict], None]
-    """A verdict nobody waits for: closed streams, events that timed out."""
-    loose: Callable[[Effect], None]
-    """A notice outside any event, or an effect on a stream outside that stream's own events."""
-    restarted: Callable[[int], None]
-    """A new generation serves; all streams of the older ones are lost."""
-    broken: Callable[[str], None]
-    """The channel is dead; told once."""
-    verdict: Callable[[int, bool], None] = field(default=lambda _stream_id, _at_once: None)
-    """
-    A verdict of this stream is handed out, after what ``loose`` was told before: to who waits for it, who is woken in
-    the loop's next turn, or at once.
-    """
+_ROUNDS = 16
+"""Looks at a VM that always has something new, in one turn of the loop; the rest of the program is next."""
 
 
 class AsyncVm:
@@ -105,6 +77,8 @@ class AsyncVm:
         self._restarts: list[int] = []
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._lazy_timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.Handle | None = None
+        """Of `_arm`, when it had to stop."""
         self._gathered = 0
         """Events since the VM was last shown some; 0 if `poll` shows each."""
         self._dead = False
@@ -267,8 +241,10 @@ class AsyncVm:
         self._arm()
 
     def _arm(self) -> None:
-        """Deal with all that is there and ask to be woken for the next."""
-        while not self._dead:
+        """Deal with all that is there and ask to be woken for the next, or come back in the loop's next turn."""
+        for _ in range(_ROUNDS):
+            if self._dead:
+                return
             try:
                 if self.client.prepare_sleep():
                     break
@@ -276,8 +252,15 @@ class AsyncVm:
                 self._break(str(error))
                 return
             self._drain()
+        else:
+            if self._again is None:
+                self._again = self._loop.call_soon(self._arm_again)
         if not self._dead and self.client.vm_state in (layout.VM_FAILED, layout.VM_GONE):
             self._lose_all(Lost.DOWN)
+
+    def _arm_again(self) -> None:
+        self._again = None
+        self._arm()
 
     def _drain(self, wanted: int = 0) -> Verdict | Lost | None:
         """Hand out all that is complete; returns the outcome of the event ``wanted``."""

@@ -63,6 +63,7 @@ class VmClient:
         self._backlog_bytes = 0
         self._intake = Intake(limits or EventLimits())
         self._broken = ""
+        self._last_failure: int | None = None
         self._unwoken = False
         """Something was published behind a VM that may sleep."""
 
@@ -75,8 +76,8 @@ class VmClient:
 
     @property
     def vm_failure(self) -> int:
-        """The worker's word on why its VM last failed: hostile input."""
-        return self._words[layout.OFFSET_VM_FAILURE // 4]
+        """The worker's word on why its VM last failed: hostile input. Known after `close` too."""
+        return self._words[layout.OFFSET_VM_FAILURE // 4] if self._last_failure is None else self._last_failure
 
     @property
     def generation(self) -> int:
@@ -278,6 +279,8 @@ class VmClient:
                 fence()
                 if self._words[_VM_WANTS_SPACE] and self._words[_VM_NEED_WAKE]:
                     self._wake()
+            elif self._consumer.only_padding:
+                self._intake.take_padding()
             if self._backlog:
                 self._pump()
                 self.flush()
@@ -293,6 +296,7 @@ class VmClient:
 
     def close(self) -> None:
         """Unmap and close the channel; the object is of no use afterwards."""
+        self._last_failure = self.vm_failure
         self._broken = self._broken or "the channel was closed"
         for view in reversed(self._views):
             view.release()

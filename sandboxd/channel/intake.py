@@ -25,87 +25,14 @@ from sandboxd.channel.layout import (
     VERDICT,
     VM_STARTED,
 )
+from sandboxd.channel.pending import EFFECT_OVERHEAD_BYTES, Pending
 from sandboxd.channel.ring import Record
 
-_EFFECT_OVERHEAD_BYTES = 64
 _HALF_RANGE = 1 << 31
+_EVENTS_HELD = 2
+"""All events without a verdict may hold as much as so many may bring: an honest VM works on one at a time."""
 _LOOSE_WINDOW_NS = 100_000_000
 """What arises outside events is bounded per so much time. hostcore bounds itself as well."""
-
-
-class Pending:
-    """
-    One event that waits for its verdict.
-
-    Args:
-        stream_id: the event's own stream.
-        kind: of the submission.
-        payload: a body as submitted, until AS_SUBMITTED asks for it.
-        limits: what the event may bring.
-    """
-
-    __slots__ = (
-        "abandoned",
-        "bytes_left",
-        "effects",
-        "effects_left",
-        "kind",
-        "notices",
-        "partial",
-        "payload",
-        "stream_id",
-    )
-
-    def __init__(self, stream_id: int, kind: int, payload: bytes | None, limits: EventLimits) -> None:
-        self.stream_id = stream_id
-        self.kind = kind
-        self.payload = payload
-        self.effects: list[Effect] = []
-        self.notices: list[Effect] = []
-        self.partial: dict[int, tuple[int, int, int, list[bytes]]] | None = None
-        """Per stream the fragments of an effect that is not whole: kind, flags, arg, pieces."""
-        self.effects_left = limits.max_effects
-        self.bytes_left = limits.max_bytes
-        self.abandoned = False
-
-    def charge(self, payload_bytes: int) -> None:
-        """Count one record against what the event may bring."""
-        self.effects_left -= 1
-        self.bytes_left -= payload_bytes + _EFFECT_OVERHEAD_BYTES
-        if self.effects_left < 0 or self.bytes_left < 0:
-            raise ChannelBroken("event with more or larger effects than its limits allow")
-
-    def abandon(self) -> None:
-        """Nobody waits any more: keep nothing of what comes, but what it does to other streams."""
-        self.abandoned = True
-        self.payload = None
-        self.effects = [effect for effect in self.effects if self.wanted(effect.kind, effect.stream_id)]
-        self.notices.clear()
-        if self.partial:
-            self.partial = {number: known for number, known in self.partial.items() if self.wanted(known[0], number)}
-
-    def wanted(self, kind: int, stream_id: int) -> bool:
-        """Return whether somebody is to be told of an effect."""
-        return not self.abandoned or (stream_id != self.stream_id and kind not in NOTICE_KINDS)
-
-    def join(self, record: Record) -> bytes | None:
-        """Add a fragment, or what is none. Returns the whole payload after the last one."""
-        kind, flags, stream_id, _, arg, payload = record
-        if self.partial is None:
-            self.partial = {}
-        known = self.partial.get(stream_id)
-        if known is None:
-            if not flags & FLAG_MORE:
-                return payload
-            self.partial[stream_id] = (kind, flags & ~FLAG_MORE, arg, [payload])
-            return None
-        if known[0] != kind or known[2] != arg:
-            raise ChannelBroken("fragments of one effect interleaved with another effect of the same stream")
-        known[3].append(payload)
-        if flags & FLAG_MORE:
-            return None
-        del self.partial[stream_id]
-        return b"".join(known[3])
 
 
 class Intake:
@@ -120,6 +47,9 @@ class Intake:
         self._limits = limits
         self._unfree = limits.max_effects - limits.free_effects
         self._pending: dict[int, Pending] = {}
+        self._held_bytes = 0
+        """Of all of them together."""
+        self._max_held_bytes = _EVENTS_HELD * limits.max_bytes
         self._connections: set[int] = set()
         """Streams that are TCP connections, until the VM has met their end."""
         self._loose_limits = replace(limits, max_effects=limits.max_loose)
@@ -163,7 +93,9 @@ class Intake:
         """See `Pending.abandon`."""
         pending = self._pending.get(event_seq)
         if pending is not None:
+            before = pending.held_bytes
             pending.abandon()
+            self._held_bytes -= before - pending.held_bytes
 
     def take(self, records: Iterable[Record]) -> list[Completion]:
         """
@@ -186,10 +118,15 @@ class Intake:
             elif kind == VM_STARTED:
                 raise ChannelBroken("VM_STARTED within an event")
             else:
-                pending.charge(len(record[5]))
+                charged_bytes = len(record[5]) + EFFECT_OVERHEAD_BYTES
+                pending.charge(charged_bytes)
                 if pending.effects_left < self._unfree:
                     self._charge_loose(0)
                 if not pending.abandoned or pending.wanted(kind, record[2]):
+                    pending.held_bytes += charged_bytes
+                    self._held_bytes += charged_bytes
+                    if self._held_bytes > self._max_held_bytes:
+                        raise ChannelBroken(f"events without a verdict hold more than {self._max_held_bytes} bytes")
                     effect = self._effect(pending, record)
                     if effect is not None:
                         (pending.notices if kind in NOTICE_KINDS else pending.effects).append(effect)
@@ -206,6 +143,7 @@ class Intake:
         if pending.partial:
             raise ChannelBroken("verdict before the last fragment of an effect")
         del self._pending[seq]
+        self._held_bytes -= pending.held_bytes
         if pending.kind == layout.STREAM_CLOSE:
             self._connections.discard(stream_id)
         return Verdict(stream_id, seq, code, state, pending.effects, pending.notices)
@@ -254,6 +192,10 @@ class Intake:
         if effect is not None:
             completions.append(effect)
 
+    def take_padding(self) -> None:
+        """Padding alone came: worth nothing, and counted, or a VM could keep the client at work with it for ever."""
+        self._charge_loose(0)
+
     def _charge_loose(self, payload_bytes: int) -> None:
         now_ns = time.monotonic_ns()
         windows = (now_ns - self._loose_since_ns) // _LOOSE_WINDOW_NS
@@ -262,7 +204,7 @@ class Intake:
             left = self._loose.effects_left + windows * self._loose_limits.loose_per_window
             self._loose.effects_left = min(left, self._loose_limits.max_effects)
             self._loose.bytes_left = self._loose_limits.max_bytes
-        self._loose.charge(payload_bytes)
+        self._loose.charge(payload_bytes + EFFECT_OVERHEAD_BYTES)
 
     def _restarted(self, generation: int) -> VmRestarted:
         if not self.generation < generation <= COUNTER_MASK:
@@ -275,6 +217,7 @@ class Intake:
             return VmRestarted(generation, [])
         lost = [(seq, pending.stream_id) for seq, pending in self._pending.items()]
         self._pending.clear()
+        self._held_bytes = 0
         self._connections.clear()
         self._restart_seq = self.next_seq - 1
         return VmRestarted(generation, lost)

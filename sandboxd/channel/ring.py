@@ -158,6 +158,8 @@ class Consumer:
         self._mask = len(ring) - 1
         self._max_record = len(ring) // 4
         self._head = words[head]
+        self.only_padding = False
+        """The last `take` met a PAD and no record, which nothing else counts."""
 
     def has_records(self) -> bool:
         """Return whether the producer published something; one load."""
@@ -173,6 +175,7 @@ class Consumer:
         tail = self._words[self._tail_index]
         head = self._head
         if tail == head:
+            self.only_padding = False
             return []
         _order()
         length = (tail - head) & COUNTER_MASK
@@ -187,6 +190,7 @@ class Consumer:
         self._parse(first, start + len(first) == self._size, records)
         if rest:
             self._parse(rest, False, records)
+        self.only_padding = not records
         return records
 
     def _parse(self, data: bytes, to_end: bool, records: list[Record]) -> None:
@@ -199,11 +203,11 @@ class Consumer:
         while position < end:
             left = end - position
             if left < RECORD_BYTES:
-                _check_pad(data, position, left, to_end)
+                _check_pad(data, position, left, to_end, max_record)
                 return
             size, kind, flags, stream_id, event_seq, length, arg = unpack(data, position)
             if kind == PAD:
-                _check_pad(data, position, left, to_end)
+                _check_pad(data, position, left, to_end, max_record)
                 return
             if size > max_record or size > left or size != (length + 39) & ~7:
                 raise ChannelBroken(f"record of {size} bytes with {length} of payload, {left} were published")
@@ -212,8 +216,9 @@ class Consumer:
             position += size
 
 
-def _check_pad(data: bytes, position: int, left: int, to_end: bool) -> None:
+def _check_pad(data: bytes, position: int, left: int, to_end: bool, max_record: int) -> None:
     # Positions and lengths are multiples of 8, so a stretch that is not empty has at least 8 bytes left.
     size, kind, _ = PAD_HEAD.unpack_from(data, position)
-    if kind != PAD or size != left or not to_end:
+    # The record that it makes way for did not fit into it.
+    if kind != PAD or size != left or not to_end or size >= max_record:
         raise ChannelBroken(f"record of kind {kind} and {size} bytes, {left} were published")

@@ -12,7 +12,7 @@ import pytest
 from sandboxd.channel import layout, memfd
 from sandboxd.channel.async_vm import AsyncVm, Hooks, Lost
 from sandboxd.channel.client import VmClient
-from sandboxd.channel.completions import Effect, Verdict
+from sandboxd.channel.completions import Completion, Effect, Verdict
 from tests.support.fake_vm import FakeVm
 
 HEADERS = layout.REQUEST_HEADERS
@@ -134,6 +134,45 @@ async def test_closing_a_stream_has_no_waiter(rig: Rig) -> None:
     await asyncio.sleep(0.02)
 
     assert [verdict.stream_id for verdict in rig.unclaimed] == [stream_id]
+
+
+async def test_a_vm_that_never_stops_talking_does_not_keep_the_loop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one turn of the loop it is looked at so many times; what it said last is heard all the same."""
+    said = 0
+    drain = rig.vm.client.drain
+
+    def drain_and_talk() -> list[Completion]:
+        nonlocal said
+        found = drain()
+        if said < 1000:
+            said += 1
+            rig.fake.emit([(layout.LOG, 0, 0, 0, 2, b"again")])
+        return found
+
+    monkeypatch.setattr(rig.vm.client, "drain", drain_and_talk)
+    rig.fake.emit([(layout.LOG, 0, 0, 0, 2, b"first")])
+    rig.vm.flush()
+    assert 0 < said < 100
+    turns = 0
+    while len(rig.loose) < 1001 and turns < 1000:
+        turns += 1
+        await asyncio.sleep(0)
+
+    assert turns > 10
+    assert len(rig.loose) == 1001
+    assert rig.broken == []
+
+
+async def test_why_a_vm_failed_is_known_after_the_channel_was_closed(rig: Rig) -> None:
+    """Both can be dealt with in one turn of the loop, before who waits for the event runs."""
+    waiting = asyncio.ensure_future(rig.vm.wait(rig.submit()))
+    await asyncio.sleep(0)
+    rig.fake.fail(2)
+    rig.vm.flush()
+    rig.vm.close()
+
+    assert await waiting is Lost.DOWN
+    assert rig.vm.client.vm_failure == 2
 
 
 async def test_timeout_then_overdue(rig: Rig) -> None:

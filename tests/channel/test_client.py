@@ -409,6 +409,24 @@ def test_what_large_events_bring_is_bounded_in_the_long_run(
     both.close()
 
 
+def test_padding_alone_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a VM could keep the client at work for ever: for each it only moves its counter."""
+    monkeypatch.setattr("sandboxd.channel.intake.time.monotonic_ns", lambda: 0)
+    both = Both(limits=EventLimits(max_loose=100))
+
+    def pad_alone() -> None:
+        both.client._consumer._head = RING - 64
+        layout.PAD_HEAD.pack_into(both.vm._views[3], RING - 64, 64, layout.PAD, 0)
+        both.vm.words[layout.OFFSET_CQ_TAIL // 4] = RING
+        assert both.client.drain() == []
+
+    for _ in range(99):  # VM_STARTED was the first
+        pad_alone()
+    with pytest.raises(ChannelBroken, match="its limits"):
+        pad_alone()
+    both.close()
+
+
 def test_hostile_submission_counter(both: Both) -> None:
     both.vm.words[layout.OFFSET_SQ_HEAD // 4] = 0x1234
 

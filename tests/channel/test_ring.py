@@ -118,6 +118,31 @@ def test_bad_records(data: bytes, published: int) -> None:
         consumer.take()
 
 
+@pytest.mark.parametrize("size", [SIZE // 4, SIZE // 2, SIZE])
+def test_a_pad_as_large_as_a_record_is_refused(size: int) -> None:
+    """An honest one is always smaller: the record that follows did not fit into it."""
+    _, consumer, words, ring = pair(SIZE - size)
+    layout.PAD_HEAD.pack_into(ring, SIZE - size, size, layout.PAD, 0)
+    words[0] = SIZE
+    if size < SIZE:
+        ring[:32] = head(32)
+        words[0] = SIZE + 32
+
+    with pytest.raises(ChannelBroken, match=f"of kind 0 and {size}"):
+        consumer.take()
+
+
+def test_a_pad_without_a_record_is_told() -> None:
+    _, consumer, words, ring = pair(SIZE - 64)
+    layout.PAD_HEAD.pack_into(ring, SIZE - 64, 64, layout.PAD, 0)
+    words[0] = SIZE
+
+    assert consumer.take() == []
+    assert consumer.only_padding
+    assert consumer.take() == []
+    assert not consumer.only_padding
+
+
 def test_a_change_after_the_copy_is_not_seen() -> None:
     producer, consumer, _, ring = pair()
     producer.put(3, 0, 1, 1, 0, b"honest")
