@@ -41,6 +41,10 @@ class Conversation(Protocol):
         """Whether something is held that only time, or another exchange, can free."""
 
     @property
+    def held(self) -> bool:
+        """Whether the plugin holds something, which is lost with its VM."""
+
+    @property
     def at_last(self) -> bool:
         """Whether no message can follow if the response headers are the last one."""
 

@@ -20,191 +20,37 @@ the body's answer sets it.
 
 from __future__ import annotations
 
-from sandboxd.channel import layout
-from sandboxd.channel.completions import Effect, decode_map
-from sandboxd.exchange.side import REQUEST, HeldMap, Names
+from sandboxd.exchange.side import REQUEST
 from sandboxd.front import replies
-from sandboxd.front.body import Body
-from sandboxd.front.plugin import Plugin
+from sandboxd.front.changes import first_name, with_content_length
+from sandboxd.front.received import Received
 from sandboxd.front.side import (
     BUFFERED,
     BUFFERED_PARTIAL,
-    EMPTY_MAP,
     FULL_DUPLEX_STREAMED,
     NONE,
     STREAMED,
     UNKNOWN,
     CannotCarryError,
-    Report,
 )
 from sandboxd.policy.redact import NO_CHANGE, HeaderDiff
 
 
-class Direction:
-    """
-    See the module.
+class Direction(Received):
+    """See the module, and `Received`."""
 
-    What a direction knows are class attributes until something changes them: most exchanges change few, and making
-    an object with thirty fields costs more than the rest of an event.
-
-    Args:
-        names: which direction it is.
-        plugin: whose filter runs.
-        out: replies are appended to it; both directions of an exchange share it.
-        report: told of what cannot be carried.
-    """
-
-    mode = UNKNOWN
-    unanswered = 0
-    """Kind of the message that Envoy waits on, 0 for none. Only within an event in FULL_DUPLEX_STREAMED."""
-    headers_seen = False
-    headers_skipped = False
-    """Envoy does not send this direction's headers; the VM was told of empty ones."""
-    trailers_seen = False
-    input_over = False
-    """Nothing more of this direction comes from the proxy."""
-    paused = False
-    all_stopped = False
-    headers_held = False
-    ended_in_headers = False
-    headers_answered = False
-    body_answered = False
     early_body = False
     """Envoy may send the body before the headers are answered."""
-    blind = False
-    """The event being answered told the VM of an empty body in place of one that the plugin has no callback for."""
-    unread = False
-    """The VM is told the size of the body alone: the plugin cannot read the bytes."""
     taken = False
     """The plugin keeps body bytes that the proxy does not have any more."""
     waiting = False
     """Something is held and no further input of this direction can free it."""
-    headers = EMPTY_MAP
-    trailers = EMPTY_MAP
     clear_route_cache = False
-    _header_changes = NO_CHANGE
-    _headers_released = False
-    _trailer_changes = NO_CHANGE
-    _trailers_released = False
+    _body_answered = False
     _trailers_answered = False
-    _content_length = False
+    _kept: list[tuple[bytes, bool]] | None = None
+    """Bodies that the plugin cannot read, behind headers that it holds (FULL_DUPLEX_STREAMED)."""
     _kept_bytes = 0
-
-    def __init__(self, names: Names, plugin: Plugin, out: list[bytes], report: Report) -> None:
-        self.names = names
-        self.plugin = plugin
-        self.out = out
-        self.report = report
-        self.body = Body()
-        self._kept: list[tuple[bytes, bool]] = []
-        """Bodies that the plugin cannot read, behind headers that it holds (FULL_DUPLEX_STREAMED)."""
-
-    # --- input ---
-
-    def take_headers(self, held: HeldMap, end_of_stream: bool) -> None:
-        """Headers came."""
-        self.headers = held
-        self.headers_seen = True
-        self.input_over = self.ended_in_headers = end_of_stream
-        self.unanswered = self.names.headers
-        if self.mode in (BUFFERED, UNKNOWN):
-            self._content_length = any(name == b"content-length" for name, _ in held.original)
-
-    def skip_headers(self) -> None:
-        """A body or trailers came first: the proxy does not send headers."""
-        self.headers_seen = self.headers_skipped = self.headers_answered = True
-        self.report(f"ext_proc.cannot_carry.{self.names.word}_headers_not_sent", "")
-
-    def take_body(self, body: bytes, end_of_stream: bool, *, told: bool, readable: bool) -> None:
-        """A piece of the body came; the VM is ``told`` of its bytes if they are ``readable``, else of its size."""
-        self.input_over = end_of_stream
-        self.unanswered = self.names.body
-        self.unread = not readable
-        self.body.came(body, end_of_stream, told and not (readable and self.plugin.policy.write.body))
-
-    def take_trailers(self, held: HeldMap) -> None:
-        """Trailers came."""
-        self.trailers = held
-        self.trailers_seen = True
-        self.input_over = True
-        self.unanswered = self.names.trailers
-
-    # --- what the plugin did ---
-
-    def apply(self, effect: Effect) -> None:
-        """
-        Note one effect; `settle` makes the replies.
-
-        Raises:
-            ChannelBroken: its map is malformed.
-        """
-        kind = effect.kind
-        if kind == self.names.headers:
-            self._release_headers(effect)
-        elif kind == self.names.body:
-            self._release_body(effect)
-        else:
-            self._release_trailers(effect)
-
-    def _changes(self, held: HeldMap, effect: Effect) -> HeaderDiff:
-        if not effect.flags & layout.FLAG_MODIFIED:
-            return NO_CHANGE
-        after = decode_map(effect.payload)
-        wanted = self.plugin.redactor.changes(held.original, held.view, after, held.section)
-        changes, refusals = self.plugin.checked(wanted, held.section)
-        for refusal in refusals:
-            self.report(f"refused.{refusal.reason}", refusal.name)
-        for name in replies.ignored_writes(changes):
-            self.report("ext_proc.ignored_write", name.decode("ascii", "replace"))
-        return changes
-
-    def _release_headers(self, effect: Effect) -> None:
-        changes = self._changes(self.headers, effect)
-        self._headers_released = True
-        if changes and self.headers_skipped:
-            self.report(f"ext_proc.cannot_carry.{self.names.word}_headers_not_sent", "changed")
-            return
-        self._header_changes = changes
-        if not changes:
-            return
-        named = {name for name, _ in changes.set} | {name for name, _ in changes.added}
-        self._content_length = b"content-length" in named or (
-            self._content_length and b"content-length" not in changes.removed
-        )
-
-    def _release_body(self, effect: Effect) -> None:
-        if self.blind:
-            return
-        if not self.body.go(effect) and not self.unread:
-            self.report("refused.denied_by_policy", "body")
-        if self.plugin.policy.write.body and not effect.flags & layout.FLAG_AS_SUBMITTED and not self.unread:
-            refusal = self.plugin.rules.body(len(effect.payload))
-            if refusal is not None:
-                self.report(f"refused.{refusal.reason}", refusal.name)
-                raise CannotCarryError("body_too_large")
-
-    def _release_trailers(self, effect: Effect) -> None:
-        self.body.go_before_trailers()
-        if not self.trailers_seen:
-            # Envoy's field for new trailers is not implemented, and it refuses an answer to trailers it has not sent.
-            self.report(f"ext_proc.cannot_carry.added_{self.names.word}_trailers", "")
-            self.body.ended = True
-            return
-        self._trailer_changes = self._changes(self.trailers, effect)
-        self._trailers_released = True
-
-    def set_state(self, state: int) -> None:
-        """Note the state of the stream after an event of its own."""
-        names = self.names
-        self.paused = bool(state & names.paused)
-        self.all_stopped = bool(state & names.all_stopped)
-        self.headers_held = bool(state & names.headers_held)
-
-    def resumed(self) -> None:
-        """Effects came in another stream's event: whatever was held has been let go."""
-        self.paused = self.all_stopped = self.headers_held = False
-
-    # --- replies ---
 
     def settle(self) -> None:
         """
@@ -251,9 +97,10 @@ class Direction:
             self.out.append(replies.common(kind, changes=changes or None, clear_route_cache=clear))
         else:
             self.out.append(replies.UNCHANGED[self.names.headers])
-        for body, end in self._kept:
-            self.out.extend(replies.streamed_body(self.names.body, body, end))
-        self._kept.clear()
+        if self._kept:
+            for body, end in self._kept:
+                self.out.extend(replies.streamed_body(self.names.body, body, end))
+            self._kept.clear()
 
     def _take_clear(self, changes: HeaderDiff) -> bool:
         """Whether the route is chosen anew: the plugin asked for it, or changed what it was chosen by, as in Envoy."""
@@ -265,25 +112,37 @@ class Direction:
         self.report(f"ext_proc.cannot_carry.{self.names.word}_headers_held", "")
         self._answer_headers()
 
+    def _holds(self) -> bool:
+        """
+        Whether the plugin holds something. A body that the VM does not let go is held, whatever its state says.
+
+        Raises:
+            CannotCarryError: it is more than the plugin may hold.
+        """
+        if self.body.owed and self.body.kept_bytes > self.plugin.policy.limits.body_buffer_bytes:
+            raise CannotCarryError("body_held")
+        return self.paused or self.body.owed
+
     def _settle_body(self) -> None:
-        if self.paused and self.input_over:
+        held = self._holds()
+        if held and self.input_over:
             self.waiting = True  # Envoy has nothing more to send, so only an event elsewhere can free it
             return
-        if self.paused and self.mode in (BUFFERED, BUFFERED_PARTIAL):
+        if held and self.mode in (BUFFERED, BUFFERED_PARTIAL):
             # The plugin waits for more, but Envoy has no second body message, and an answer to trailers cannot carry
             # what it holds.
             raise CannotCarryError("body_held")
         self.waiting = False
         self.unanswered = 0
-        self.body_answered = True
+        self._body_answered = True
         changes = self._late_header_changes()
         clear = self._take_clear(changes)
         unchanged = self.body.as_it_came
         taken = self.body.take()
         body = None if unchanged else taken
-        self.taken = self.paused
+        self.taken = held
         if body is not None and self._content_length and self.mode in (BUFFERED, UNKNOWN):
-            changes = _with_content_length(changes, len(body))
+            changes = with_content_length(changes, len(body))
         if body is None and not changes and not clear:
             self.out.append(replies.UNCHANGED[self.names.body])
         else:
@@ -293,14 +152,14 @@ class Direction:
     def _late_header_changes(self) -> HeaderDiff:
         changes, self._header_changes = self._header_changes, NO_CHANGE
         if changes and self.mode in (STREAMED, UNKNOWN):
-            self.report(f"ext_proc.cannot_carry.late_{self.names.word}_headers", _first_name(changes))
+            self.report(f"ext_proc.cannot_carry.late_{self.names.word}_headers", first_name(changes))
             return changes if self.mode == UNKNOWN else NO_CHANGE
         return changes
 
     def _settle_trailers(self) -> None:
         if any(self.body.out):
             raise CannotCarryError("body_at_trailers")
-        if self.paused and not self._trailers_released:
+        if not self._trailers_released and self._holds():
             self.waiting = True
             return
         if self._late_header_changes():
@@ -320,17 +179,18 @@ class Direction:
         if self.body.out and self.headers_answered:
             ended = self.body.ended and not self.trailers_seen
             self.out.extend(replies.streamed_body(self.names.body, self.body.take(), ended))
-        if self._trailers_released and not self._trailers_answered:
+        if self._trailers_released and self.trailers_seen and not self._trailers_answered:
             self._trailers_answered = True
             self.out.append(replies.trailers(self.names.trailers, self._trailer_changes))
-        self.taken = self.paused and self.body.last is not None
-        self.waiting = self.paused and (self.input_over or self.all_stopped)
+        held = self._holds()
+        self.taken = held and self.body.last is not None
+        self.waiting = held and (self.input_over or self.all_stopped)
 
     # --- without the plugin ---
 
     def pass_on(self) -> None:
         """Answer what is unanswered as if the plugin were not there. Nothing may be `taken`."""
-        self.waiting = self.paused = self.all_stopped = self.headers_held = False
+        self.waiting = self.paused = self.all_stopped = self.headers_held = self.unseen = False
         if self.mode != FULL_DUPLEX_STREAMED:
             if self.unanswered:
                 self.headers_answered = True
@@ -358,6 +218,8 @@ class Direction:
             self.pass_on()
             return
         assert self.body.last is not None
+        if self._kept is None:
+            self._kept = []
         self._kept.append(self.body.last)
         self._kept_bytes += len(self.body.last[0])
         self.unanswered = 0
@@ -367,7 +229,7 @@ class Direction:
 
     def discard(self) -> None:
         """Nobody reads replies: forget what would go into them."""
-        self.body.out.clear()
+        self.body.discard(self.plugin.policy.limits.body_buffer_bytes)
         self.unanswered = 0
         self.waiting = self.blind = False
         self.headers_answered = True
@@ -375,24 +237,21 @@ class Direction:
     @property
     def can_pass_on(self) -> bool:
         """Whether the proxy, or this object, still has every byte that it would have to send."""
-        return not self.taken and not self.body.out
+        return not (self.taken or self.body.older or self.body.out)
+
+    @property
+    def held(self) -> bool:
+        """Whether the plugin holds something, as far as its verdicts tell."""
+        return self.waiting or self.paused or self.taken
+
+    @property
+    def holds_body(self) -> bool:
+        """Whether bytes of the body are still to go: the plugin has them, or no message has carried them yet."""
+        return self.body.owed or bool(self.body.out)
 
     @property
     def started(self) -> bool:
         """Whether this direction's headers have left the proxy."""
         if self.mode in (BUFFERED, BUFFERED_PARTIAL) and not self.ended_in_headers:
-            return self.body_answered
+            return self._body_answered
         return self.headers_answered
-
-
-def _with_content_length(changes: HeaderDiff, length: int) -> HeaderDiff:
-    name = b"content-length"
-    kept = tuple(entry for entry in changes.set if entry[0] != name)
-    added = tuple(entry for entry in changes.added if entry[0] != name)
-    removed = tuple(other for other in changes.removed if other != name)
-    return HeaderDiff(removed, (*kept, (name, (b"%d" % length,))), added)
-
-
-def _first_name(changes: HeaderDiff) -> str:
-    names = [*changes.removed, *(name for name, _ in changes.set), *(name for name, _ in changes.added)]
-    return names[0].decode("ascii", "replace")

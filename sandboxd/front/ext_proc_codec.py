@@ -42,6 +42,8 @@ class Exchange:
         allow_mode_override: ask Envoy not to send bodies that the plugin has no use for.
     """
 
+    _local_response_seen = False
+
     def __init__(self, plugin: Plugin, report: Report, *, allow_mode_override: bool = False) -> None:
         self.plugin = plugin
         self.replies: list[bytes] = []
@@ -148,7 +150,7 @@ class Exchange:
         """A body that the plugin has no callback for passes by; only a pause from headers may make it wait."""
         if side.headers_held and not side.all_stopped and not asks:
             # Telling of an empty body lets the VM release the headers.
-            side.blind = True
+            side.blind = side.unseen = True
             return [Ask(side.names.body, b"", end)]
         try:
             side.pass_body_by(self.plugin.policy.limits.body_buffer_bytes)
@@ -165,7 +167,8 @@ class Exchange:
         callback = side.names.trailers_callback
         held = proxy.held(trailers.trailers, side.names.trailers_section, self.plugin.redactor, needed)
         side.take_trailers(held)
-        if self.bypassed or not (needed or body_needed or side.paused or callback in needs.callbacks):
+        concerned = needed or body_needed or callback in needs.callbacks or side.paused or side.holds_body
+        if self.bypassed or not concerned:
             side.pass_on()
             return []
         return [*asks, Ask(side.names.trailers, pairs.encode(held.view), False)]
@@ -199,6 +202,7 @@ class Exchange:
         side, other = self.request, self.response
         if ask.kind in _RESPONSE_KINDS:
             side, other = other, side
+        side.unseen = ask.kind != side.unanswered  # but if the headers before it were made up
         if state or self._state:  # nothing is held, nearly always
             self._state = state
             side.set_state(state)
@@ -217,21 +221,21 @@ class Exchange:
         if self.finished or self.bypassed:
             return
         effects = list(effects)
-        touched = {effect.kind in _RESPONSE_KINDS for effect in effects}
-        if True in touched:
-            self.response.resumed()
-        if False in touched:
-            self.request.resumed()
+        kinds = {effect.kind for effect in effects}
+        self.request.resumed(kinds)
+        self.response.resumed(kinds)
         self._apply(effects)
         for side in (self.request, self.response):
             # The reply to a message that is with the plugin is its verdict's; what goes on now goes with that.
-            if not self.finished and not (side.unanswered and not side.waiting):
+            if not self.finished and not side.unseen:
                 self._settle(side)
 
     def _apply(self, effects: Iterable[Effect]) -> None:
         try:
             for effect in effects:
                 kind = effect.kind
+                if self.finished and kind != layout.PROPERTY_SET:  # those are named at the end of an event
+                    continue
                 if kind <= layout.REQUEST_TRAILERS:
                     self.request.apply(effect)
                 elif kind <= layout.RESPONSE_TRAILERS:
@@ -292,6 +296,9 @@ class Exchange:
         self._respond(LocalResponse(500, "wasm_close_stream", (), b"", None))
 
     def _local_response(self, payload: bytes) -> None:
+        if self._local_response_seen:
+            return
+        self._local_response_seen = True
         given = parse_local_response(payload)
         response, refusals = self.plugin.rules.local_response(
             given.status, given.details, given.headers, given.body, given.grpc_status
@@ -346,6 +353,11 @@ class Exchange:
     def waiting(self) -> bool:
         """Whether something is held that only time, or another exchange, can free."""
         return self.request.waiting or self.response.waiting
+
+    @property
+    def held(self) -> bool:
+        """Whether the plugin holds something, which is lost with its VM."""
+        return self.request.held or self.response.held
 
     def fail(self, cause: Cause) -> None:
         """The plugin failed: do what the policy says. Afterwards the exchange is `finished` or `bypassed`."""

@@ -26,12 +26,13 @@ class Metadata:
         report: told of what the policy refuses.
     """
 
-    __slots__ = ("_plugin", "_report", "_values")
+    __slots__ = ("_plugin", "_report", "_times", "_values")
 
     def __init__(self, plugin: Plugin, report: Report) -> None:
         self._plugin = plugin
         self._report = report
         self._values: dict[str, Any] = {}
+        self._times = 0
 
     def __bool__(self) -> bool:
         return bool(self._values)
@@ -43,6 +44,10 @@ class Metadata:
         Raises:
             ChannelBroken: it is malformed.
         """
+        self._times += 1
+        if self._times > limits.MAX_WRITTEN_PROPERTIES:
+            self._report("refused.too_many", "property")  # what is in it costs more than it is worth
+            return
         for path, value in decode_map(payload):
             refusal = self._plugin.rules.property(path, value)
             if refusal is not None:
@@ -62,4 +67,5 @@ class Metadata:
         values = struct_pb2.Struct()
         values.update({self._plugin.metadata_namespace: self._values})
         self._values = {}
+        self._times = 0
         return wire.field(number, values.SerializeToString())

@@ -222,6 +222,11 @@ class NetworkExchange:
         return self.downstream.waiting or self.upstream.waiting
 
     @property
+    def held(self) -> bool:
+        """Whether the plugin holds bytes, which are lost with its VM."""
+        return self.downstream.held or self.upstream.held
+
+    @property
     def pause_s(self) -> float:
         """How long the proxy may wait still; it counts from its last message in a direction."""
         limit_s = self.plugin.policy.time_per_pause_ns / 1e9

@@ -367,7 +367,7 @@ class ProcessStream:
         """The VM that had this stream is gone. An event that is with it learns so by its outcome."""
         self._lost = cause
         exchange = self._exchange
-        if exchange is not None and exchange.waiting and not self._asking:
+        if exchange is not None and (exchange.held or exchange.waiting) and not self._asking:
             self._fail(exchange, cause)
             self._flush_soon(exchange)
 
