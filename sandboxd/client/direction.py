@@ -7,8 +7,11 @@ decides about its bytes, and a plugin that fails open loses none.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map
+from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.pairs import Pair, encode
 from sandboxd.client.compiled import Compiled
 from sandboxd.client.outcome import Part
@@ -48,8 +51,18 @@ class Direction:
         """The program's own bytes that did not go on yet."""
         self._mixed = False
         """The VM let bytes go and holds others: which ones, only it knows."""
-        self._input_over = False
+        self._unseen_bytes = 0
+        """Of `_held`: those of a message that is with the VM, at the end."""
+        self._late_bytes = 0
+        """Let go outside the exchange's own events, and not fetched by the program yet."""
+        self._out = bytearray()
+        """The body that goes on with `out`."""
+        self._over = False
+        """The VM let the end go."""
+        self._body_told = self._ended_in_headers = self._input_over = False
         self._holding = self._headers_held = self._all_stopped = False
+        self._behind = 0
+        """Kind of the last event that the VM was told of while it stopped all: shown to the plugin behind headers."""
 
     # --- input ---
 
@@ -58,7 +71,7 @@ class Direction:
         if self._headers is not None:
             raise PeerError(f"second {self.names.word} headers")
         self._headers = self._map(pairs, self.names.headers_section)
-        self._input_over = end_of_stream
+        self._input_over = self._ended_in_headers = end_of_stream
         return Ask(self.names.headers, encode(self._headers.view), end_of_stream)
 
     def take_body(self, data: bytes, end_of_stream: bool) -> Ask | None:
@@ -67,9 +80,13 @@ class Direction:
         self._held += data
         self._input_over = end_of_stream
         if self._told:
+            self._body_told = True
+            self._unseen_bytes = len(data)
+            self._note_behind(self.names.body)
             # Bytes that it cannot read do not go to the worker: the callback sees a size, and zeros have that as well.
             return Ask(self.names.body, data if self._readable else bytes(len(data)), end_of_stream)
         if self._headers_held and not self._all_stopped:
+            self._body_told = True
             return Ask(self.names.body, b"", end_of_stream)  # lets the VM release the headers
         return None
 
@@ -81,7 +98,14 @@ class Direction:
         needs, word = self._policy.needs, self.names.word
         callback = self.names.trailers_callback in needs.callbacks
         self._trailers_told = callback or self._holding or self._readable or getattr(needs, f"{word}_trailers")
-        return Ask(self.names.trailers, encode(self._trailers.view), False) if self._trailers_told else None
+        if not self._trailers_told:
+            return None
+        self._note_behind(self.names.trailers)
+        return Ask(self.names.trailers, encode(self._trailers.view), False)
+
+    def _note_behind(self, kind: int) -> None:
+        if self._all_stopped:
+            self._behind = kind
 
     def _check_more(self, what: str) -> None:
         if self._headers is None:
@@ -100,7 +124,7 @@ class Direction:
         Note one effect.
 
         Raises:
-            ChannelBroken: its map is malformed.
+            ChannelBroken: its map is malformed, or no honest VM says this now.
             TooMuchHeldError: a changed body is longer than the plugin may make one.
         """
         if effect.kind == self.names.body:
@@ -109,15 +133,19 @@ class Direction:
         if effect.kind == self.names.headers:
             if self._headers is None or self._headers_gone:
                 return
+            if effect.flags & layout.FLAG_END_OF_STREAM and not self._ended_in_headers:
+                raise ChannelBroken(f"{self.names.word} headers end a message that has a body")
             self.out.headers = apply(self._headers.original, self._changes(self._headers, effect))
             self._headers_gone = True
         elif not self._trailers_gone:
+            if self._over or self._unseen_bytes or not (self._headers_gone and self._input_over):
+                raise ChannelBroken(f"{self.names.word} trailers before the headers, or before the end")
             trailers = self._trailers or HeldMap([], [], self.names.trailers_section)
             self._release_held()
             self.out.trailers = apply(trailers.original, self._changes(trailers, effect))
-            self._trailers_gone = self.out.ended = True
+            self._trailers_gone = self._over = self.out.ended = True
         if effect.flags & layout.FLAG_END_OF_STREAM:
-            self.out.ended = True
+            self._over = self.out.ended = True
 
     def _changes(self, held: HeldMap, effect: Effect) -> HeaderDiff:
         if not effect.flags & layout.FLAG_MODIFIED:
@@ -128,37 +156,62 @@ class Direction:
         return changes
 
     def _release_body(self, effect: Effect) -> None:
+        ended = bool(effect.flags & layout.FLAG_END_OF_STREAM)
+        if not (self._headers_gone and self._body_told):
+            raise ChannelBroken(f"{self.names.word} body before the headers went on, or before there was one")
+        if self._over or (ended and (self._unseen_bytes or self._trailers is not None or not self._input_over)):
+            raise ChannelBroken(f"{self.names.word} body after its end, or an end that never came")
+        self._over = ended
         if not self._told:
             return  # an answer to the empty body; `settle` lets the true one go
-        ended = bool(effect.flags & layout.FLAG_END_OF_STREAM)
         if self._writable:
             refusal = self._policy.rules.body(len(effect.payload))
             if refusal is not None and not effect.flags & layout.FLAG_AS_SUBMITTED:
                 self._refusals.append(refusal)
                 raise TooMuchHeldError
-            self.out.body += effect.payload
+            self._out += effect.payload
             self._mixed = True
         else:
-            true = take_true(self._held, None if ended else len(effect.payload))
+            seen = len(self._held) - self._unseen_bytes
+            true = take_true(self._held, seen if ended else min(len(effect.payload), seen))
             if self._readable and true != effect.payload:
                 self._refusals.append(Refusal(Reason.DENIED, "body"))
-            self.out.body += true
+            self._out += true
         self.out.ended |= ended
 
     def _release_held(self) -> None:
+        """Let go what the VM has seen of a body that it may not write."""
         if not self._writable:
-            self.out.body += bytes(self._held)
-            self._held.clear()
+            self._out += take_true(self._held, len(self._held) - self._unseen_bytes)
 
     def set_state(self, state: int) -> None:
         """Note a verdict's state."""
+        self._unseen_bytes = 0
         self._headers_held = bool(state & self.names.headers_held)
         self._all_stopped = bool(state & self.names.all_stopped)
         self._holding = self._headers_held or self._all_stopped or bool(state & self.names.paused)
 
-    def resumed(self) -> None:
-        """Effects came outside an event of this stream: whatever was held has been let go."""
-        self._holding = self._headers_held = self._all_stopped = False
+    def late(self, effects: Collection[Effect]) -> None:
+        """
+        Effects came outside an event of this exchange: what was held has been let go.
+
+        With headers that stopped all, what waited behind them is shown to the plugin only then: unless it was let go
+        as well, the plugin has paused there again.
+
+        Raises:
+            TooMuchHeldError: the program has not fetched more than a plugin may hold.
+        """
+        names = self.names
+        kinds = {effect.kind for effect in effects}
+        if any(kind in kinds for kind in (names.headers, names.body, names.trailers)):
+            behind = range(self._behind, names.trailers + 1) if self._all_stopped and self._behind else ()
+            self._holding = bool(behind) and not any(kind in kinds for kind in behind)
+            self._headers_held = self._all_stopped = False
+        if self._writable:
+            self._late_bytes += sum(len(effect.payload) for effect in effects if effect.kind == names.body)
+            if self._late_bytes > self._policy.limits.body_buffer_bytes:
+                self._refusals.append(Refusal(Reason.TOO_LARGE, "body"))
+                raise TooMuchHeldError
 
     def settle(self) -> None:
         """
@@ -172,11 +225,11 @@ class Direction:
             self.out.ended |= self._input_over and self._trailers is None
         elif not self._holding and self._headers_gone:
             self._release_held()
-            self._held.clear()
+            take_true(self._held, len(self._held) - self._unseen_bytes)
             self._mixed = False
-        if self._trailers is not None and not self._trailers_gone and not self._trailers_told:
+        if self._trailers is not None and self._headers_gone and not (self._trailers_gone or self._trailers_told):
             self._pass_trailers()
-        if len(self._held) > self._policy.limits.body_buffer_bytes:
+        if len(self._held) - self._unseen_bytes > self._policy.limits.body_buffer_bytes:
             raise TooMuchHeldError
 
     def _pass_trailers(self) -> None:
@@ -194,12 +247,11 @@ class Direction:
 
     def pass_on(self) -> None:
         """Let all go as it came."""
-        self.resumed()
+        self._holding = self._headers_held = self._all_stopped = False
         if self._headers is not None and not self._headers_gone:
             self._headers_gone = True
             self.out.headers = self._headers.original
-        self.out.body += bytes(self._held)
-        self._held.clear()
+        self._out += take_true(self._held, None)
         if self._trailers is not None and not self._trailers_gone:
             self._pass_trailers()
         self.out.ended |= self._input_over
@@ -209,6 +261,10 @@ class Direction:
     def take(self) -> Part:
         """Return what goes on, once."""
         part, self.out = self.out, Part()
+        if self._out:
+            part.body = bytes(self._out)
+            self._out.clear()
+        self._late_bytes = 0
         return part
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sandboxd import limits
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect, decode_map, parse_local_response
 from sandboxd.client.compiled import Compiled
@@ -14,7 +15,7 @@ from sandboxd.errors import PeerError
 from sandboxd.exchange.side import PHASES, REQUEST, RESPONSE, Ask
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
-from sandboxd.policy.write_rules import LocalResponse, Refusal
+from sandboxd.policy.write_rules import LocalResponse, Reason, Refusal
 
 
 class Exchange:
@@ -84,6 +85,8 @@ class Exchange:
         Raises:
             ChannelBroken: a payload is malformed; call `fail` with PROTOCOL.
         """
+        if self.finished or self.bypassed:
+            return
         both = [self.request, self.response]
         for side in both:
             side.set_state(state)
@@ -95,16 +98,20 @@ class Exchange:
         if self.finished or self.bypassed:
             return
         effects = list(effects)
-        for effect in effects:
-            if effect.kind <= layout.RESPONSE_TRAILERS:
-                self.direction(effect.kind).resumed()
+        both = [self.request, self.response]
+        try:
+            for side in both:
+                side.late(effects)
+        except TooMuchHeldError:
+            self.fail(Cause.LIMIT)
         self._apply(effects)
-        self._settle([self.request, self.response])
+        self._settle(both)
 
     def _apply(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
-            if self.finished:
+            if self.finished or self.bypassed:
                 return
+            del self._refusals[limits.MAX_WRITTEN_PROPERTIES :]
             if effect.kind <= layout.RESPONSE_TRAILERS:
                 try:
                     self.direction(effect.kind).apply(effect)
@@ -139,6 +146,8 @@ class Exchange:
     def _set_property(self, payload: bytes) -> None:
         for path, value in decode_map(payload):
             refusal = self.policy.rules.property(path, value)
+            if refusal is None and len(self._properties) >= limits.MAX_WRITTEN_PROPERTIES:
+                refusal = Refusal(Reason.TOO_MANY, "property")
             if refusal is None:
                 self._properties.append((path, value))
             else:
@@ -180,7 +189,7 @@ class Exchange:
         """Return what the program has to do now; what is said once is not said again."""
         other = self.response if side is self.request else self.request
         properties, self._properties = self._properties, []
-        refusals = list(self._refusals)
+        refusals = self._refusals[: limits.MAX_WRITTEN_PROPERTIES]
         self._refusals.clear()
         clear, self._clear_route_cache = self._clear_route_cache, False
         return Outcome(
