@@ -43,7 +43,8 @@ class Call:
         self._ended = ended
         self._pieces: list[bytes] = []
         self._size = 0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        """What it does, and from its refusal on also what answers that. It has ended when none is left."""
         self._stream: GrpcStream | None = None
         self._over = False
 
@@ -66,11 +67,11 @@ class Call:
 
     def drop(self) -> None:
         """Nobody waits for it any more: nothing answers it."""
-        if self._task is None:
-            self._end()
-        else:
-            self._task.cancel()
         self._over = True
+        if self._tasks:
+            self._stop()
+        else:
+            self._end()
 
     # --- requests ---
 
@@ -88,7 +89,7 @@ class Call:
 
     def _take(self, request: control.CalloutRequest) -> None:
         which = request.WhichOneof("request")
-        if self._task is None:
+        if not self._tasks:
             match which:
                 case "http_call":
                     self._start(lambda: http_call(self._context, request.http_call))
@@ -111,7 +112,7 @@ class Call:
     def _refuse(self, error: DeniedError | None) -> None:
         """End it from our side: with an answer, or without one if the guest itself wants no more."""
         self._over = True
-        before = self._task
+        before = self._stop()
         reply = answers.lost(self._context.denied(b"", error)) if error is not None else None
         self._watch(self._last(before, reply))
 
@@ -121,27 +122,38 @@ class Call:
         self._watch(self._run(work))
 
     def _watch(self, coroutine: Coroutine[None, None, None]) -> None:
-        self._task = asyncio.get_running_loop().create_task(coroutine)
-        self._task.add_done_callback(self._done)
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _stop(self) -> set[asyncio.Task[None]]:
+        """Cancel what it does; return that."""
+        for task in self._tasks:
+            task.cancel()
+        return set(self._tasks)
 
     def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._context.failed(error)
-        if self._task is task:
+        if not self._tasks:
             self._end()
 
     async def _run(self, work: Work) -> None:
         try:
             reply = await work()
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            reply = answers.lost("the connection was closed")  # gRPC's word for that
         except Exception as error:
             self._context.failed(error)
             reply = answers.lost("internal error")
         await self._say(reply, True)
 
-    async def _last(self, before: asyncio.Task[None] | None, reply: control.CalloutReply | None) -> None:
-        if before is not None:
-            before.cancel()
-            await asyncio.wait({before})
+    async def _last(self, before: set[asyncio.Task[None]], reply: control.CalloutReply | None) -> None:
+        if before:
+            await asyncio.wait(before)
         await self._say(reply, True)
 
     async def _say_one(self, reply: control.CalloutReply) -> None:
@@ -151,3 +163,9 @@ class Call:
         self._over = True
         self._context.lease.close()
         self._ended()
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody has ended this very task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -132,7 +132,9 @@ class TenantDesk:
             for found in plugin.destinations.values()
         }
         for key in [key for key in self._clients if key not in wanted]:
-            task = asyncio.ensure_future(_close_later(self._clients.pop(key), key[1].timeout_ms / 1000 + 1))
+            client = self._clients.pop(key)
+            last = client.finish() if isinstance(client, GrpcUpstream) else _close_later(client, key[1].timeout_ms)
+            task = asyncio.ensure_future(last)
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -144,8 +146,8 @@ class TenantDesk:
         await asyncio.gather(*self._closing, *(client.close() for client in clients.values()), return_exceptions=True)
 
 
-async def _close_later(client: HttpUpstream | GrpcUpstream, after_s: float) -> None:
+async def _close_later(client: HttpUpstream, timeout_ms: int) -> None:
     try:
-        await asyncio.sleep(after_s)
+        await asyncio.sleep(timeout_ms / 1000 + 1)
     finally:
         await client.close()

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +20,14 @@ from sandboxd.supervisor.upstream_tls import Material
 
 FRESH_S = 30.0
 """How long addresses are used before the name is looked up again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    channel: grpc.aio.Channel
+    addresses: list[str]
+    """Sorted: many names answer in another order each time."""
+    calls: int = 0
 
 
 class GrpcUpstream:
@@ -32,29 +43,41 @@ class GrpcUpstream:
         self._material = material
         self._guard = GuardedResolver(upstream.allow_addresses, lookup)
         self._lock = asyncio.Lock()
-        self._channel: grpc.aio.Channel | None = None
-        self._target = ""
+        self._line: _Line | None = None
+        """That of new calls. Calls that began on another one keep it open until they end."""
+        self._finished = False
         self._looked_up_s = 0.0
-        self._old: set[asyncio.Task[None]] = set()
 
-    async def channel(self) -> grpc.aio.Channel:
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
         """
-        Return a channel to the upstream's addresses of now.
+        Lend a channel to the upstream's addresses of now, for the length of a call.
 
         Raises:
             AddressRefusedError: its name leads where it must not.
             OSError: it has no address.
         """
+        line = await self._current()
+        line.calls += 1
+        try:
+            yield line.channel
+        finally:
+            line.calls -= 1
+            await self._close_if_over(line)
+
+    async def _current(self) -> _Line:
         async with self._lock:
             now_s = asyncio.get_running_loop().time()
-            if self._channel is not None and now_s - self._looked_up_s < FRESH_S:
-                return self._channel
-            target = _target(await self._guard.addresses(self._upstream.host, self._upstream.port), self._upstream.port)
+            if self._line is not None and now_s - self._looked_up_s < FRESH_S:
+                return self._line
+            found = _of_one_family(await self._guard.addresses(self._upstream.host, self._upstream.port))
             self._looked_up_s = now_s
-            if self._channel is None or target != self._target:
-                self._retire()
-                self._target, self._channel = target, self._connect(target)
-            return self._channel
+            if self._line is None or sorted(found) != self._line.addresses:
+                fresh = _Line(self._connect(_target(found, self._upstream.port)), sorted(found))
+                before, self._line = self._line, fresh
+                if before is not None:
+                    await self._close_if_over(before)
+            return self._line
 
     def _connect(self, target: str) -> grpc.aio.Channel:
         upstream = self._upstream
@@ -81,26 +104,33 @@ class GrpcUpstream:
         )
         return grpc.aio.secure_channel(target, credentials, [*options, ("grpc.ssl_target_name_override", name)])
 
-    def _retire(self) -> None:
-        if self._channel is not None:
-            # Calls of the old addresses have their timeout to end in.
-            task = asyncio.ensure_future(self._channel.close(self._upstream.timeout_ms / 1000))
-            self._old.add(task)
-            task.add_done_callback(self._old.discard)
+    async def _close_if_over(self, line: _Line) -> None:
+        if not line.calls and (line is not self._line or self._finished):
+            if line is self._line:
+                self._line = None
+            await line.channel.close(None)
+
+    async def finish(self) -> None:
+        """Close each connection as soon as no call is on it; calls that have just begun may still make one."""
+        self._finished = True
+        if self._line is not None:
+            await self._close_if_over(self._line)
 
     async def close(self) -> None:
-        """Close all connections."""
-        if self._channel is not None:
-            await self._channel.close(None)
+        """Close the connections now, whatever new calls are on them; those of older addresses end with theirs."""
+        if self._line is not None:
+            await self._line.channel.close(None)
+
+
+def _of_one_family(addresses: list[str]) -> list[str]:
+    """Return those of IPv4, or else those of IPv6: gRPC's target cannot mix them."""
+    return [text for text in addresses if ":" not in text] or addresses
 
 
 def _target(addresses: list[str], port: int) -> str:
-    """Return gRPC's target of the addresses of one family: a target cannot mix them."""
-    sixes = [text for text in addresses if ":" in text]
-    fours = [text for text in addresses if ":" not in text]
-    if fours:
-        return "ipv4:" + ",".join(f"{text}:{port}" for text in fours)
-    return "ipv6:" + ",".join(f"[{text}]:{port}" for text in sixes)
+    if ":" in addresses[0]:
+        return "ipv6:" + ",".join(f"[{text}]:{port}" for text in addresses)
+    return "ipv4:" + ",".join(f"{text}:{port}" for text in addresses)
 
 
 def metadata_pairs(metadata: Any) -> list[Pair]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -44,8 +45,8 @@ async def grpc_call(context: Context, call: control.GrpcCall) -> control.Callout
 
 async def _unary(context: Context, found: Destination, request: GrpcRequest) -> control.CalloutReply:
     try:
-        async with asyncio.timeout(request.timeout_ms / 1000):
-            method: Any = (await _channel(context, found)).unary_unary(request.path, None, None)
+        async with asyncio.timeout(request.timeout_ms / 1000), _channel(context, found) as channel:
+            method: Any = channel.unary_unary(request.path, None, None)
             message: bytes = await method(request.message, metadata=request.metadata, timeout=request.timeout_ms / 1000)
         context.lease.take(len(message))
     except BudgetSpentError as error:
@@ -61,9 +62,11 @@ async def _unary(context: Context, found: Destination, request: GrpcRequest) -> 
     return control.CalloutReply(message=control.GrpcMessage(message=message))
 
 
-async def _channel(context: Context, found: Destination) -> grpc.aio.Channel:
+@asynccontextmanager
+async def _channel(context: Context, found: Destination) -> AsyncIterator[grpc.aio.Channel]:
     try:
-        return await context.desk.grpc(context.plugin, found).channel()
+        async with context.desk.grpc(context.plugin, found).channel() as channel:
+            yield channel
     except AddressRefusedError as error:
         raise DeniedError("allow_addresses", str(error)) from None
 
@@ -140,8 +143,8 @@ class GrpcStream:
         writer: asyncio.Task[None] | None = None
         rpc: Any = None
         try:
-            async with asyncio.timeout(request.timeout_ms / 1000) as idle:
-                method: Any = (await _channel(self._context, found)).stream_stream(request.path, None, None)
+            async with asyncio.timeout(request.timeout_ms / 1000) as idle, _channel(self._context, found) as channel:
+                method: Any = channel.stream_stream(request.path, None, None)
                 rpc = method(metadata=request.metadata)
                 pulse = _Pulse(idle, request.timeout_ms / 1000)
                 writer = asyncio.ensure_future(self._write(found, rpc, pulse))

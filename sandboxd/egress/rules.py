@@ -86,10 +86,7 @@ def http_request(upstream: Upstream, call: control.HttpCall) -> HttpRequest:
     return HttpRequest(
         method=_method(upstream, _one(pairs, b":method")),
         target=_target(upstream, _one(pairs, b":path")),
-        headers=tuple(
-            (name.decode(), value.decode("latin-1"))
-            for name, value in _headers(upstream, pairs, (b":method", b":path"))
-        ),
+        headers=tuple(_header(name, value) for name, value in _headers(upstream, pairs, (b":method", b":path"))),
         body=call.body,
         timeout_ms=timeout_ms(upstream, call.timeout_ms),
     )
@@ -190,6 +187,15 @@ def _headers(upstream: Upstream, pairs: Iterable[Pair], taken: tuple[bytes, ...]
             raise DeniedError("headers", f"the value of {text} holds what no header can")
         found.append((name, value))
     return found
+
+
+def _header(name: bytes, value: bytes) -> tuple[str, str]:
+    """Return it as the HTTP client wants it, which sends UTF-8 and nothing else."""
+    text = name.decode()
+    try:
+        return text, value.decode()
+    except UnicodeDecodeError:
+        raise DeniedError("headers", f"the value of {text} is not UTF-8") from None
 
 
 def _metadata(name: bytes, value: bytes) -> TextPair:

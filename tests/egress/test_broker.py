@@ -6,41 +6,21 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from sandboxd.channel.pairs import decode
-from sandboxd.egress import calls
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames
 from tests.support import broker, upstream
-from tests.support.broker import grpc_call, http_call
+from tests.support.broker import CANCEL, grpc_call, grpc_message, http_call, status
 
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(scope="module")
-def known() -> Iterator[upstream.Upstream]:
-    with upstream.running() as found:
-        yield found
-
-
-def status(reply: control.HttpReply) -> bytes:
-    assert not reply.failure, reply.failure
-    return decode(reply.headers)[0][1]
-
-
 def stream(method: str) -> control.CalloutRequest:
     return control.CalloutRequest(grpc_stream=grpc_call(method))
-
-
-def send(message: bytes, *, end: bool = False) -> control.CalloutRequest:
-    return control.CalloutRequest(grpc_send=control.GrpcSend(message=message, end_of_stream=end))
-
-
-CANCEL = control.CalloutRequest(cancel=control.CancelCallout())
 
 
 async def test_redacted_headers_do_not_come_back(known: upstream.Upstream) -> None:
@@ -129,16 +109,6 @@ async def test_memory_of_one_tenant_is_bounded(known: upstream.Upstream) -> None
         assert status(await peer.http(http_call())) == b"200"  # all has been given back
 
 
-async def test_a_vm_that_is_gone_gets_nothing(known: upstream.Upstream) -> None:
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known, concurrency=1)})
-        gone = peer.begin(control.CalloutRequest(http_call=http_call("/slow/300")), vm=7)
-        peer.send(vm_gone=control.EgressVmGone(worker_id=1, vm_id=7))
-        assert status(await peer.http(http_call())) == b"200"  # its place is free at once
-        with pytest.raises(TimeoutError):
-            await peer.reply(gone, 0.6)
-
-
 async def test_newer_rules_are_for_newer_calls(known: upstream.Upstream) -> None:
     async with broker.running() as peer:
         peer.rules(1, "acme", {"p": upstream.policy(known)})
@@ -162,7 +132,7 @@ async def test_a_stream_both_ways(known: upstream.Upstream) -> None:
         key = peer.begin(stream("Stream"))
         replies = []
         for number in range(3):
-            peer.more(key, send(b"%d" % number, end=number == 2))
+            peer.more(key, grpc_message(b"%d" % number, end=number == 2))
         while True:
             reply = await peer.reply(key)
             assert reply is not None
@@ -186,7 +156,7 @@ async def test_a_stream_that_floods_waits_for_its_vm(known: upstream.Upstream) -
         peer.takes = False
         peer.rules(1, "acme", {"p": upstream.policy(known, timeout="20s")})
         peer.begin(stream("Count"))
-        peer.more((1, 1, 1), send(b"1000000"))
+        peer.more((1, 1, 1), grpc_message(b"1000000"))
         await asyncio.sleep(1)
         assert peer.received_bytes[1] <= 512 * 1024
         assert (await peer.counters())["acme/p"]["rpc"]["response_bytes"] < 4 * 1024 * 1024
@@ -203,7 +173,7 @@ async def test_a_stream_has_so_much_time_and_no_more(
         peer.takes = takes
         peer.rules(1, "acme", {"p": callouts})
         key = peer.begin(stream("Count"))
-        peer.more(key, send(b"100000000"))
+        peer.more(key, grpc_message(b"100000000"))
         counters: dict[str, int] = {}
         async with asyncio.timeout(10):
             while not counters.get("failed.stream_timeout"):
@@ -243,91 +213,17 @@ async def test_a_message_over_the_limit_ends_its_stream(known: upstream.Upstream
     async with broker.running() as peer:
         peer.rules(1, "acme", {"p": upstream.policy(known, request_bytes="1KiB")})
         key = peer.begin(stream("Stream"))
-        peer.more(key, send(b"x" * 1000))
+        peer.more(key, grpc_message(b"x" * 1000))
         kinds = []
         for _ in range(2):
             reply = await peer.reply(key)
             assert reply is not None
             kinds.append(reply.WhichOneof("reply"))
         assert kinds == ["initial_metadata", "message"]
-        peer.more(key, send(b"x" * 1025))
+        peer.more(key, grpc_message(b"x" * 1025))
         reply = await peer.reply(key)
         assert reply is not None
         assert (reply.closed.status, reply.closed.message) == (7, "denied by the policy: request_bytes")
-
-
-# --- hostile workers ---
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\xff" * 100,
-        b"",
-        CANCEL.SerializeToString(),
-        send(b"x").SerializeToString(),
-        control.CalloutRequest(grpc_half_close=control.GrpcHalfClose()).SerializeToString(),
-    ],
-)
-async def test_what_begins_no_call_is_refused(known: upstream.Upstream, data: bytes) -> None:
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known)})
-        peer.raw((1, 1, 99), data, first=True)
-        reply = await peer.reply((1, 1, 99))
-        if data == CANCEL.SerializeToString():
-            assert reply is not None
-        assert reply is None or reply.lost.reason == "denied by the policy: form"
-        assert status(await peer.http(http_call())) == b"200"
-
-
-async def test_a_request_without_end_is_refused(known: upstream.Upstream) -> None:
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known)})
-        peer.raw((1, 1, 99), b"x" * (2 << 20), first=True)
-        reply = await peer.reply((1, 1, 99))
-        assert reply is not None
-        assert reply.lost.reason == "denied by the policy: request_bytes"
-        assert status(await peer.http(http_call())) == b"200"
-
-
-async def test_a_second_request_on_a_call_is_refused(known: upstream.Upstream) -> None:
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known, concurrency=1)})
-        key = peer.begin(control.CalloutRequest(http_call=http_call("/slow/2000")))
-        peer.more(key, control.CalloutRequest(http_call=http_call("/ok")))
-        reply = await peer.reply(key, 1)
-        assert reply is not None
-        assert reply.lost.reason == "denied by the policy: form"
-        assert status(await peer.http(http_call())) == b"200"
-
-
-async def test_a_call_of_a_worker_that_nobody_announced_is_dropped(known: upstream.Upstream) -> None:
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known)})
-        key = peer.begin(control.CalloutRequest(http_call=http_call()), worker=9)
-        with pytest.raises(TimeoutError):
-            await peer.reply(key, 0.3)
-        assert status(await peer.http(http_call())) == b"200"
-
-
-async def test_a_mistake_of_ours_is_answered_and_fills_no_log(
-    known: upstream.Upstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A plugin that has found one can repeat it all day."""
-
-    async def mistake(*_: object) -> control.CalloutReply:
-        raise IndexError("nobody has thought of this")
-
-    monkeypatch.setattr(calls, "http_call", mistake)
-    async with broker.running() as peer:
-        peer.rules(1, "acme", {"p": upstream.policy(known)})
-        for _ in range(20):
-            reply = await peer.reply(peer.begin(control.CalloutRequest(http_call=http_call())))
-            assert reply is not None
-            assert reply.lost.reason == "internal error"
-    said = [record for record in caplog.records if "a callout failed" in record.getMessage()]
-    assert 1 <= len(said) <= 4
-    assert said[0].exc_info is not None
 
 
 # --- names ---

@@ -113,6 +113,16 @@ async def test_a_response_comes_whole_and_host_is_the_policys() -> None:
     assert heard[0].startswith(b"GET /v1/x HTTP/1.1\r\n")
 
 
+async def test_header_values_leave_as_they_are() -> None:
+    """Byte for byte; what the client cannot send so is denied."""
+    async with server(OK) as (port, heard):
+        await send(upstream(port), call((b"accept", b"caf\xc3\xa9")))
+        with pytest.raises(DeniedError, match="headers: the value of accept is not UTF-8"):
+            await send(upstream(port), call((b"accept", b"caf\xe9")))
+    assert len(heard) == 1
+    assert b"accept: caf\xc3\xa9\r\n" in heard[0]
+
+
 async def test_headers_of_the_connection_do_not_come() -> None:
     """Neither those that always are, nor those that the response names."""
     lines = [

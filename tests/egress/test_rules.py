@@ -23,7 +23,9 @@ NAMES = st.one_of(
     ),
     st.binary(max_size=12),
 )
-VALUES = st.one_of(st.sampled_from([b"1", b"a\r\nb: c", b"a\x00", b"\xff", b"chunked"]), st.binary(max_size=12))
+VALUES = st.one_of(
+    st.sampled_from([b"1", b"a\r\nb: c", b"a\x00", b"\xff", b"\xc3\xa9", b"chunked"]), st.binary(max_size=12)
+)
 HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=4)
 PIECES = st.sampled_from(
     ["v1", "..", ".", "%2e%2E", "%2f", "a", "", ";x", "?", "#", "\\", "%00", " ", "\r\n", "//", "@b", "\x7f"]
@@ -52,6 +54,7 @@ def test_http(path: bytes, headers: list[tuple[bytes, bytes]], method: bytes) ->
         assert name not in NEVER_SET
         assert re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", name)
         assert not set(value) & {"\r", "\n", "\0"}
+        assert (name.encode(), value.encode()) in [(key.lower(), sent) for key, sent in headers]
 
 
 def test_trailers_are_denied_not_dropped() -> None:

@@ -137,6 +137,7 @@ async def test_grpc(tls: dict[str, str], expected: bytes) -> None:
     [
         ("{ca: missing.pem}", "cannot be read"),
         ("{certificate: client.pem, key: stranger.key}", "no certificates and key in PEM"),
+        (r'{ca: "a\0b"}', "cannot be read: embedded null byte"),
         ("{ca: make.sh}", "no certificates and key in PEM"),
         ("{ca: ca.pem, certificate: client.pem, key: client.key}", ""),
     ],

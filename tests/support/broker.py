@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from sandboxd.channel.pairs import encode
+from sandboxd.channel.pairs import decode, encode
 from sandboxd.egress.broker import Broker
 from sandboxd.egress.resolve import Lookup
 from sandboxd.protos import control_pb2 as control
@@ -169,3 +169,17 @@ def grpc_call(method: str, message: bytes = b"", metadata: Sequence[tuple[bytes,
     return control.GrpcCall(
         upstream=b"rpc", service=b"test.Echo", method=method.encode(), metadata=encode(list(metadata)), message=message
     )
+
+
+CANCEL = control.CalloutRequest(cancel=control.CancelCallout())
+
+
+def grpc_message(message: bytes, *, end: bool = False) -> control.CalloutRequest:
+    """Return one more message of a stream."""
+    return control.CalloutRequest(grpc_send=control.GrpcSend(message=message, end_of_stream=end))
+
+
+def status(reply: control.HttpReply) -> bytes:
+    """Return the status of a response."""
+    assert not reply.failure, reply.failure
+    return decode(reply.headers)[0][1]
