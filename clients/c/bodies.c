@@ -1,37 +1,41 @@
 /* Bodies that a plugin lets go. The bytes are its own only if it may write them, and can read what they take the place of. */
 #include "verdict.h"
 
-/* Takes bytes of a body that was kept, from its beginning. False: no memory. */
-static bool take_kept(const struct turn *turn, struct held *held, size_t len, sbx_bytes *taken)
+/* Takes what the VM has answered for. False: no memory. */
+static bool take_kept(const struct turn *turn, struct body_side *side, sbx_bytes *taken)
 {
-    *taken = (sbx_bytes){held->data, len};
+    struct held *kept = &side->kept;
+    size_t len = kept->len - side->undecided;
+    *taken = (sbx_bytes){kept->data, len};
+    if (!len)
+        return true;
     if (!arena_copy(&turn->got->arena, taken))
         return false;
-    if (len)
-        memmove(held->data, held->data + len, held->len - len);
-    held->len -= len;
+    if (side->undecided)
+        memmove(kept->data, kept->data + len, side->undecided);
+    kept->len = side->undecided;
     return true;
 }
 
-/* The plugin may not write the body, or cannot read it: whatever bytes it names, those that were submitted go on. */
+/*
+ * The plugin may not write the body, or cannot read it: whatever bytes it names, those that were submitted go on, and all of
+ * them that it was shown. An honest VM lets go all that it holds.
+ */
 static int only_as_submitted(const struct turn *turn, sbx_effect *effect)
 {
-    struct held *held = &turn->stream->held[effect->kind == SBX_RESPONSE_BODY];
+    struct body_side *side = side_of(turn->stream, effect->kind);
     bool as_submitted = effect->flags & SBX_AS_SUBMITTED;
-    size_t len = effect->data.len;
-    if (effect->flags & SBX_END_OF_STREAM || len > held->len)
-        len = held->len;
-    if (as_submitted && len == held->len && len == effect->data.len) {
-        held->len = 0;
+    sbx_bytes claimed = as_submitted ? (sbx_bytes){NULL, 0} : effect->data;
+    size_t len = side->kept.len - side->undecided;
+    if (as_submitted && len == effect->data.len && !side->undecided) {
+        side->kept.len = 0;
         return SBX_OK;
     }
-    sbx_bytes claimed = as_submitted ? (sbx_bytes){NULL, 0} : effect->data, submitted = {held->data, len};
-    bool same = !needed(policy_of(turn), effect->kind) ||
-                (as_submitted ? len == effect->data.len : equal(claimed, submitted));
-    if (!take_kept(turn, held, len, &effect->data))
+    bool same = as_submitted ? len == effect->data.len : equal(claimed, (sbx_bytes){side->kept.data, len});
+    if (!take_kept(turn, side, &effect->data))
         return SBX_NO_MEMORY;
     effect->flags &= ~(uint32_t)SBX_AS_SUBMITTED;
-    if (same)
+    if (same || !needed(policy_of(turn), effect->kind))
         return SBX_OK;
     turn->got->refusals.arena = &turn->got->arena;
     return refuse(&turn->got->refusals, SBX_DENIED_BY_POLICY, LITERAL("body")) ? SBX_OK : SBX_NO_MEMORY;
@@ -56,10 +60,16 @@ int interpret_body(const struct turn *turn, sbx_effect *effect)
 
 bool rest_of_body(const struct turn *turn, const sbx_effect *trailers, sbx_effect *rest)
 {
-    bool response = trailers->kind == SBX_RESPONSE_TRAILERS;
-    struct held *held = &turn->stream->held[response];
-    if (!held->len)
+    struct body_side *side = side_of(turn->stream, trailers->kind);
+    if (!side->kept.len)
         return true;
-    *rest = (sbx_effect){.kind = response ? SBX_RESPONSE_BODY : SBX_REQUEST_BODY, .stream_id = trailers->stream_id};
-    return take_kept(turn, held, held->len, &rest->data);
+    rest->kind = trailers->kind == SBX_RESPONSE_TRAILERS ? SBX_RESPONSE_BODY : SBX_REQUEST_BODY;
+    rest->stream_id = trailers->stream_id;
+    return take_kept(turn, side, &rest->data);
+}
+
+bool may_end(const sbx_stream *stream, unsigned kind)
+{
+    const struct body_side *side = is_of_response(kind) ? &stream->response : &stream->request;
+    return side->over && !side->undecided;
 }

@@ -6,6 +6,7 @@
 #define SPARE_EVENTS 64u
 #define LOOSE_WINDOW_NS 100000000ull
 #define MAX_LOOSE_RECORDS 65536u /* a ring full of the smallest ones, twice */
+#define EVENTS_HELD 2u /* all without a verdict may hold as much as so many may bring: a VM works on one at a time */
 #define FREE_RECORDS 256u        /* of an event; those beyond count as if they were outside events */
 
 /* ---- what an event collects -------------------------------------------------------------------------------------- */
@@ -60,6 +61,19 @@ bool charge_event(sbx_channel *channel, sbx_event *event, uint64_t bytes)
     if (!charge(&event->got, 1, bytes + RECORD_OVERHEAD_BYTES))
         return false;
     return channel->limit.effects - event->got.budget.effects <= FREE_RECORDS || charge_loose(channel, 0);
+}
+
+bool hold_for_verdict(sbx_channel *channel, sbx_event *event, uint64_t bytes)
+{
+    event->held_bytes += bytes + RECORD_OVERHEAD_BYTES;
+    channel->held_bytes += bytes + RECORD_OVERHEAD_BYTES;
+    return channel->held_bytes <= EVENTS_HELD * channel->limit.bytes;
+}
+
+static void hold_no_more(sbx_event *event)
+{
+    event->channel->held_bytes -= event->held_bytes;
+    event->held_bytes = 0;
 }
 
 /* Gives back what only a large event needed, so that spare ones are small. */
@@ -234,6 +248,7 @@ static void go_deaf(sbx_event *event)
     collected_shrink(&event->got);
     collected_reset(&event->got, event->channel);
     event->got.budget = left;
+    hold_no_more(event);
 }
 
 void event_leave(sbx_channel *channel, sbx_event *event)
@@ -244,6 +259,7 @@ void event_leave(sbx_channel *channel, sbx_event *event)
     *at = event->slot_next;
     channel->event_count--;
     event->in_table = false;
+    hold_no_more(event);
     outstanding_remove(channel, event);
     if (!event->owned)
         event_destroy(event);

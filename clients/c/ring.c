@@ -213,10 +213,10 @@ bool ring_begin(const struct ring *ring, struct reader *reader)
     return reader->tail - reader->head <= ring->bytes && reader->tail % 8 == 0;
 }
 
-/* A PAD has to reach exactly to the ring's end, and all of it has to be published. */
-static bool skip_pad(const uint8_t *head, struct reader *reader, uint32_t left, uint32_t to_end)
+/* A PAD has to reach exactly to the ring's end, and all of it has to be published. None is as large as a record may be. */
+static bool skip_pad(const struct ring *ring, const uint8_t *head, struct reader *reader, uint32_t left, uint32_t to_end)
 {
-    if (get_u16(head + 4) != KIND_PAD || get_u32(head) != left || left != to_end)
+    if (get_u16(head + 4) != KIND_PAD || get_u32(head) != left || left != to_end || left >= ring->bytes / 4)
         return false;
     reader->head += left;
     return true;
@@ -231,7 +231,7 @@ enum ring_next ring_next(const struct ring *ring, struct reader *reader, struct 
         /* Positions are multiples of 8, so `left` is at least 8: enough for a PAD. */
         ring_copy(head, ring->cq + position, left < RECORD_BYTES ? 8 : RECORD_BYTES);
         if (left < RECORD_BYTES || get_u16(head + 4) == KIND_PAD) {
-            if (!skip_pad(head, reader, left, to_end))
+            if (!skip_pad(ring, head, reader, left, to_end))
                 return RING_BROKEN;
             continue;
         }

@@ -457,6 +457,9 @@ SBX_API uint64_t sbx_stream_id(const sbx_stream *stream);
 SBX_API void *sbx_stream_user(const sbx_stream *stream);
 /* The VM that had the stream is gone: submissions give SBX_DOWN, closing it costs nothing. */
 SBX_API bool sbx_stream_lost(const sbx_stream *stream);
+/* Bytes of a body (SBX_REQUEST_BODY, SBX_RESPONSE_BODY) of events that have ended which are kept until the plugin lets them go,
+   and with nobody else: without the plugin they cannot go on. */
+SBX_API size_t sbx_stream_kept(const sbx_stream *stream, enum sbx_kind kind);
 /* NULL: not open. */
 SBX_API sbx_stream *sbx_stream_find(const sbx_channel *channel, uint64_t stream_id);
 SBX_API size_t sbx_stream_count(const sbx_channel *channel);
@@ -473,8 +476,8 @@ SBX_API int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx
                                bool end_of_stream, uint64_t time_ns, void *user, sbx_event **event);
 /*
  * Submits a piece of a body, gathered from `count` places. Of one that the plugin cannot read the VM sees the size alone,
- * and of one that it cannot read or may not write a copy is kept until it goes on: then those bytes come out, whatever the
- * VM says, those that it left behind before the trailers.
+ * and of one that it cannot read or may not write a copy is kept until it goes on: then these bytes come out, all that the
+ * VM has answered for, whatever it says; those that it left behind before the trailers.
  *
  * `sbx_submit_nothing`, in place of a body that the plugin has no callback for, tells the VM of an empty one, which lets
  * headers go that wait for it; effects of it stand for your body.

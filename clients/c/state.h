@@ -23,7 +23,11 @@ struct sbx_stream {
     void *user;
     bool lost;
     struct snapshot maps[SECTIONS];
-    struct held held[2]; /* request, response: a body that the plugin may not change, as submitted */
+    struct body_side {
+        struct held kept; /* of a body that the plugin may not change, as submitted */
+        size_t undecided; /* at its end: of events without a verdict */
+        bool over;        /* the end was submitted, or trailers */
+    } request, response;
     unsigned late_properties;
     struct tcp *tcp; /* NULL: an HTTP exchange */
     struct arena arena;
@@ -74,6 +78,7 @@ struct sbx_event {
     sbx_event *ended_prev, *ended_next;
     struct list *ended_in;            /* the caller has it and it has ended: channel->done or channel->told */
     uint64_t stream_id, submitted_ns, body_len;
+    uint64_t held_bytes; /* what came and is kept until the verdict, as it was charged */
     void *user;
     uint32_t seq;
     uint16_t kind;
@@ -98,6 +103,7 @@ struct sbx_channel {
     uint32_t generation, next_seq, restart_seq;
     uint64_t next_stream_id, dropped;
     struct budget limit; /* of one event */
+    uint64_t held_bytes; /* of all events without a verdict */
     struct collected loose; /* what arises outside events, bounded per window of time */
     uint64_t loose_since_ns;
     uint64_t restarts[64]; /* times, a ring */
@@ -145,6 +151,8 @@ void collected_free(struct collected *got);
 bool charge(struct collected *got, uint64_t records, uint64_t bytes); /* false: it is past its budget */
 bool charge_loose(sbx_channel *channel, uint64_t bytes);             /* one record outside events */
 bool charge_event(sbx_channel *channel, sbx_event *event, uint64_t bytes); /* one record of an event */
+/* A record that is kept until the verdict. False: all events together hold more than an honest VM brings. */
+bool hold_for_verdict(sbx_channel *channel, sbx_event *event, uint64_t bytes);
 
 #define RECORD_OVERHEAD_BYTES 64u
 
@@ -240,6 +248,16 @@ static inline enum section section_of(unsigned kind)
 static inline bool needed(const sbx_policy *policy, unsigned kind)
 {
     return policy->needs >> (kind - SBX_REQUEST_HEADERS) & 1;
+}
+
+static inline bool is_of_response(unsigned kind)
+{
+    return kind >= SBX_RESPONSE_HEADERS && kind <= SBX_RESPONSE_TRAILERS;
+}
+
+static inline struct body_side *side_of(sbx_stream *stream, unsigned kind)
+{
+    return is_of_response(kind) ? &stream->response : &stream->request;
 }
 
 /* Whether the VM is told of a body's pieces, read them or not. */

@@ -55,8 +55,8 @@ void stream_free(sbx_stream *stream)
     unlink_stream(stream);
     tcp_free(stream->tcp);
     arena_free(&stream->arena);
-    free(stream->held[0].data);
-    free(stream->held[1].data);
+    free(stream->request.kept.data);
+    free(stream->response.kept.data);
     free(stream);
 }
 
@@ -214,6 +214,12 @@ void *sbx_stream_user(const sbx_stream *stream)
 bool sbx_stream_lost(const sbx_stream *stream)
 {
     return stream->lost || stream->channel->dead;
+}
+
+size_t sbx_stream_kept(const sbx_stream *stream, enum sbx_kind kind)
+{
+    const struct body_side *side = is_of_response(kind) ? &stream->response : &stream->request;
+    return side->kept.len - side->undecided;
 }
 
 size_t sbx_stream_count(const sbx_channel *channel)

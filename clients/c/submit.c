@@ -128,6 +128,8 @@ int sbx_submit_headers(sbx_stream *stream, enum sbx_kind kind, const sbx_pair *h
         return SBX_LIMIT;
     status = submit_event(stream, kind, writer, end_of_stream, time_ns, user, event);
     snapshot->present = status == SBX_OK;
+    if (!status && (end_of_stream || is_trailers_kind(kind)))
+        side_of(stream, kind)->over = true;
     return status;
 }
 
@@ -149,10 +151,9 @@ static void write_pieces(const void *from, size_t count, uint8_t *to)
     }
 }
 
-/* A plugin that may not write a body, or cannot read it, says how much goes on, not what: so we keep what was submitted. */
-static int hold(sbx_stream *stream, enum sbx_kind kind, struct writer writer)
+/* A plugin that may not write a body, or cannot read it, says when it goes on, not what: so we keep what was submitted. */
+static int keep(const sbx_stream *stream, struct held *held, struct writer writer)
 {
-    struct held *held = &stream->held[kind == SBX_RESPONSE_BODY];
     /* An honest VM answers LIMIT before it holds so much. */
     if (held->len > stream->channel->policy->limits.body_buffer_bytes)
         return SBX_LIMIT;
@@ -174,17 +175,22 @@ static int submit_body(sbx_stream *stream, enum sbx_kind kind, struct writer wri
                        uint64_t time_ns, void *user, sbx_event **event)
 {
     const sbx_policy *policy = stream->channel->policy;
+    struct body_side *side = side_of(stream, kind);
     bool keeps = keeps_body(policy, kind);
     int status = usable(stream);
     if (!status && keeps)
-        status = hold(stream, kind, writer);
+        status = keep(stream, &side->kept, writer);
     if (status)
         return status;
     if (!needed(policy, kind)) /* the callback sees a size, and zeros have that as well */
         writer = (struct writer){write_zeros, NULL, writer.len, writer.len};
     status = submit_event(stream, kind, writer, end_of_stream, time_ns, user, event);
     if (status && keeps)
-        stream->held[kind == SBX_RESPONSE_BODY].len -= writer.len;
+        side->kept.len -= writer.len;
+    else if (keeps)
+        side->undecided += writer.len;
+    if (!status && end_of_stream)
+        side->over = true;
     return status;
 }
 

@@ -252,6 +252,8 @@ int take_record(sbx_channel *channel, const struct record *record, const uint8_t
         return channel_break(channel, SBX_BROKEN, "event with more or larger effects than its limits allow");
     if (!event_wants(event, record->kind, record->stream_id))
         return SBX_OK;
+    if (!hold_for_verdict(channel, event, record->payload_len))
+        return channel_break(channel, SBX_BROKEN, "events without a verdict hold too much together");
     int status = take_effect(channel, event, record, payload);
     if (status == SBX_BROKEN)
         return channel_break(channel, SBX_BROKEN, "malformed effect of kind %u", record->kind);

@@ -139,6 +139,8 @@ static int interpret_effect(struct turn *turn, sbx_effect *effect, sbx_effect *r
     uint64_t before = turn->got->arena.total + turn->got->refusals.count * RECORD_OVERHEAD_BYTES;
     int status = SBX_OK;
     *rest = (sbx_effect){0};
+    if (!turn->stream->tcp && !may_end(turn->stream, effect->kind))
+        effect->flags &= ~(uint32_t)SBX_END_OF_STREAM;
     if (turn->stream->tcp)
         status = interpret_tcp(turn, effect);
     else if (is_trailers_kind(effect->kind))
@@ -157,10 +159,12 @@ static int interpret_effect(struct turn *turn, sbx_effect *effect, sbx_effect *r
     return status;
 }
 
-/* The stream of an effect; NULL: it is over, or its map went on before. */
+/* The stream of an effect; NULL: it is over, or its map went on before, or trailers before all of the body is decided. */
 static sbx_stream *stream_of(sbx_channel *channel, const sbx_effect *effect)
 {
     sbx_stream *stream = sbx_stream_find(channel, effect->stream_id);
+    if (stream && is_trailers_kind(effect->kind) && !may_end(stream, effect->kind))
+        stream = NULL;
     if (stream && !stream->lost && is_map_kind(effect->kind)) {
         struct snapshot *snapshot = &stream->maps[section_of(effect->kind)];
         if (!snapshot->went_on) {
@@ -242,10 +246,12 @@ int interpret(sbx_channel *channel, sbx_event *event)
 {
     struct collected *got = &event->got;
     struct turn turn = {.channel = channel, .got = got};
+    sbx_stream *stream = sbx_stream_find(channel, event->stream_id);
+    if (stream && is_body_kind(event->kind) && keeps_body(channel->policy, event->kind))
+        side_of(stream, event->kind)->undecided -= event->body_len;
     if (event->deaf)
         return interpret_effects(&turn, event->stream_id);
-    sbx_stream *stream = event->connection ? sbx_stream_find(channel, event->stream_id) : NULL;
-    if (stream && event->kind != SUBMIT_STREAM_CLOSE)
+    if (stream && event->connection && event->kind != SUBMIT_STREAM_CLOSE)
         tcp_verdict(stream, event->verdict.code, event->verdict.state);
     int status = interpret_effects(&turn, event->stream_id);
     if (status)

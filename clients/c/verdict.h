@@ -27,4 +27,7 @@ int interpret_body(const struct turn *turn, sbx_effect *effect);
    nothing. False: no memory. */
 bool rest_of_body(const struct turn *turn, const sbx_effect *trailers, sbx_effect *rest);
 
+/* Whether the VM has seen all of the direction. No honest one names its end, or trailers, before. */
+bool may_end(const sbx_stream *stream, unsigned kind);
+
 #endif

@@ -109,7 +109,7 @@ def test_the_corpus_finds_nothing(built: Built) -> None:
         ("pairs.c", "len >= data.len - at || ", ""),
         ("legal.c", "return SBX_DENIED_BY_POLICY;\n    return SBX_ALLOWED;", "return SBX_ALLOWED;\n    return 0;"),
         ("rules.c", "rules->hides |= pattern.mode != MODE_SHOW;", ""),
-        ("bodies.c", "take_kept(turn, held, len, &effect->data)", "take_kept(turn, held, len, &submitted)"),
+        ("bodies.c", "take_kept(turn, side, &effect->data)", "take_kept(turn, side, &claimed)"),
         ("tcp.c", "{flow->readable ? write_bytes", "{len ? write_bytes"),
         ("tcp_flow.c", "if (flow->keeps || as_submitted) {", "if (as_submitted) {"),
         ("ring.c", "size > left || ", ""),
