@@ -13,6 +13,7 @@
 
 #define ENVOY_ABI_VERSION "v0.2.0"
 #define ENVOY_HOOK __attribute__((visibility("default")))
+#define HOOK(name) envoy_dynamic_module_on_##name
 
 /* Bytes: Envoy's until the end of the hook, or the module's for the length of the call. */
 struct envoy_bytes {
@@ -29,7 +30,8 @@ struct envoy_header {
 
 enum envoy_map { ENVOY_REQUEST_HEADERS, ENVOY_REQUEST_TRAILERS, ENVOY_RESPONSE_HEADERS, ENVOY_RESPONSE_TRAILERS };
 
-/* Received: of the body hook that is running. Buffered: what Envoy holds because this filter stopped the body. */
+/* Received: of the body hook that is running. Buffered: what Envoy holds because a filter, any of the chain, stopped the
+   body. Both are the same if a filter before this one has let go what it had stopped. */
 enum envoy_body {
     ENVOY_RECEIVED_REQUEST,
     ENVOY_BUFFERED_REQUEST,
@@ -99,6 +101,8 @@ bool ENVOY_CALL(http_add_header)(void *filter, int map, struct envoy_bytes name,
 size_t ENVOY_CALL(http_get_body_size)(void *filter, int body);
 size_t ENVOY_CALL(http_get_body_chunks_size)(void *filter, int body);
 bool ENVOY_CALL(http_get_body_chunks)(void *filter, int body, struct envoy_bytes *into);
+bool ENVOY_CALL(http_received_buffered_request_body)(void *filter); /* whether they are the same */
+bool ENVOY_CALL(http_received_buffered_response_body)(void *filter);
 bool ENVOY_CALL(http_append_body)(void *filter, int body, struct envoy_bytes data);
 bool ENVOY_CALL(http_drain_body)(void *filter, int body, size_t count);
 
@@ -110,6 +114,8 @@ void ENVOY_CALL(http_filter_continue_encoding)(void *filter);
 void ENVOY_CALL(http_clear_route_cache)(void *filter);
 void ENVOY_CALL(http_set_dynamic_metadata_string)(void *filter, struct envoy_bytes space, struct envoy_bytes key,
                                                   struct envoy_bytes value);
+bool ENVOY_CALL(http_set_filter_state_bytes)(void *filter, struct envoy_bytes key, struct envoy_bytes value);
+bool ENVOY_CALL(http_get_filter_state_bytes)(void *filter, struct envoy_bytes key, struct envoy_bytes *value);
 const void *ENVOY_CALL(get_most_specific_route_config)(void *filter);
 
 bool ENVOY_CALL(http_filter_get_attribute_string)(void *filter, int attribute, struct envoy_bytes *result);

@@ -181,3 +181,80 @@ bool target_parse(const char *at, size_t len, struct target *target, char *error
         return false;
     return target->tenant[0] || complain(&text, "is missing", "tenant");
 }
+
+/* ---- hooks ------------------------------------------------------------------------------------------------------- */
+
+ENVOY_HOOK const char *HOOK(program_init)(void);
+const char *HOOK(program_init)(void)
+{
+    return ENVOY_ABI_VERSION;
+}
+
+void complain_of(const char *what, const char *why)
+{
+    char text[400];
+    int len = snprintf(text, sizeof text, "sandboxd: %s: %s", what, why);
+    ENVOY_CALL(log)(ENVOY_LOG_ERROR, (struct envoy_bytes){text, len < 0 ? 0 : strlen(text)});
+}
+
+static bool define_counters(void *envoy, struct config *config)
+{
+    static const char *const names[COUNTERS] = {
+        "sandboxd.streams",     "sandboxd.verdicts_at_once", "sandboxd.verdicts_later",   "sandboxd.failed_open",
+        "sandboxd.failed_closed", "sandboxd.reset",          "sandboxd.local_responses", "sandboxd.refused",
+    };
+    for (size_t i = 0; i < COUNTERS; i++) {
+        struct envoy_bytes name = {names[i], strlen(names[i])};
+        if (ENVOY_CALL(http_filter_config_define_counter)(envoy, name, NULL, 0, &config->counters[i]))
+            return false;
+    }
+    return true;
+}
+
+ENVOY_HOOK const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, struct envoy_bytes text);
+const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, struct envoy_bytes text)
+{
+    char error[200];
+    struct config *config = calloc(1, sizeof *config);
+    (void)name;
+    if (!config)
+        return NULL;
+    if (!config_parse(text.at, text.len, config, error, sizeof error)) {
+        complain_of("filter_config", error);
+    } else if (!define_counters(envoy, config)) {
+        complain_of("filter_config", "Envoy takes no counters");
+    } else {
+        chain_config(true);
+        return config;
+    }
+    free(config);
+    return NULL;
+}
+
+ENVOY_HOOK void HOOK(http_filter_config_destroy)(const void *config);
+void HOOK(http_filter_config_destroy)(const void *config)
+{
+    chain_config(false);
+    free((void *)(uintptr_t)config);
+}
+
+ENVOY_HOOK const void *HOOK(http_filter_per_route_config_new)(struct envoy_bytes name, struct envoy_bytes text);
+const void *HOOK(http_filter_per_route_config_new)(struct envoy_bytes name, struct envoy_bytes text)
+{
+    char error[200];
+    struct target *target = calloc(1, sizeof *target);
+    (void)name;
+    if (!target)
+        return NULL;
+    if (target_parse(text.at, text.len, target, error, sizeof error))
+        return target;
+    complain_of("a route's filter_config", error);
+    free(target);
+    return NULL;
+}
+
+ENVOY_HOOK void HOOK(http_filter_per_route_config_destroy)(const void *target);
+void HOOK(http_filter_per_route_config_destroy)(const void *target)
+{
+    free((void *)(uintptr_t)target);
+}

@@ -125,34 +125,25 @@ static void take_property(struct filter *filter, const sbx_pair *property)
                                                  (struct envoy_bytes){key, path.len}, bytes_of(property->value));
 }
 
-/* What the event brought stands in Envoy's buffer still: it comes first. */
-static bool put_same_first(struct filter *filter, enum direction direction)
-{
-    struct way *way = &filter->ways[direction];
-    if (!way->same)
-        return true;
-    way->same = false;
-    bool well = body_copy(filter, direction, 0, way->submitted, &way->out);
-    body_drop(filter, direction, way->submitted);
-    way->submitted = 0;
-    return well;
-}
-
 static void take_body(struct filter *filter, enum direction direction, const sbx_effect *effect)
 {
     struct way *way = &filter->ways[direction];
     bool well = true;
-    if (effect->refused) {
+    /* An honest VM lets the headers go first, and nothing that it was not shown. */
+    if (effect->refused || !way->headers_go || !way->shown) {
         filter->local_refused = true;
         return;
     }
+    way->shown = false;
     way->held = 0;
-    if (effect->flags & SBX_AS_SUBMITTED) {
-        way->same = true;
-        if (way->out.len)
-            well = put_same_first(filter, direction);
+    if (!(effect->flags & SBX_AS_SUBMITTED)) {
+        set_aside(filter, direction);
+        well = buffer_add(&way->out, effect->data.data, effect->data.len);
+    } else if (way->out.len) {
+        well = body_let_go(filter, direction, way->submitted);
+        way->submitted = 0;
     } else {
-        well = put_same_first(filter, direction) && buffer_add(&way->out, effect->data.data, effect->data.len);
+        way->same = true;
     }
     if (!well)
         filter->close = true;
@@ -204,17 +195,16 @@ void take_late(void *user, sbx_stream *stream, const sbx_effect *effect)
     if (!filter || filter->over || filter->bypass)
         return;
     take_effect(filter, effect);
-    if (!filter->scheduler)
-        filter->scheduler = ENVOY_CALL(http_filter_scheduler_new)(filter->envoy);
-    if (filter->scheduler)
-        ENVOY_CALL(http_filter_scheduler_commit)(filter->scheduler, 0);
+    schedule(filter);
 }
 
 void take_notice(void *user, const sbx_notice *notice)
 {
     static const int levels[] = {0, 1, 2, 3, 4, 5};
-    const struct lane *lane = user;
+    struct lane *lane = user;
     char text[700];
+    if (notice->kind == SBX_VM_STARTED)
+        lane->restarted = true;
     if (notice->kind == SBX_NOTE && notice->arg == SBX_PROPERTY_MISSING)
         attribute_asked(lane->link, notice->data);
     if (notice->kind != SBX_LOG || notice->arg > 5)

@@ -112,6 +112,13 @@ static void go_without(struct filter *filter)
     stop_waiting(filter);
 }
 
+/* Bytes that Envoy does not have any more: the VM's, or libsandboxd's until the VM lets them go. */
+static bool holds_bytes(const struct filter *filter, enum direction direction)
+{
+    enum sbx_kind kind = direction == REQUEST ? SBX_REQUEST_BODY : SBX_RESPONSE_BODY;
+    return filter->ways[direction].held || (filter->stream && sbx_stream_kept(filter->stream, kind));
+}
+
 void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cause cause)
 {
     bool begun = filter->ways[RESPONSE].gone;
@@ -119,8 +126,7 @@ void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cau
         return;
     const sbx_policy *policy = filter->lane ? sbx_channel_policy(filter->lane->channel) : filter->link->policy;
     sbx_failure failure = sbx_failure_decide(policy, phase_of(filter, direction), cause, begun);
-    bool lost = filter->ways[REQUEST].held || filter->ways[RESPONSE].held;
-    if (failure.action == SBX_CONTINUE && !lost) {
+    if (failure.action == SBX_CONTINUE && !holds_bytes(filter, REQUEST) && !holds_bytes(filter, RESPONSE)) {
         go_without(filter);
         return;
     }
@@ -160,8 +166,7 @@ void submission_fail(struct filter *filter, enum direction direction, int status
     exchange_fail(filter, direction, status == SBX_DOWN ? SBX_CAUSE_VM_DOWN : cause_of(status));
 }
 
-void event_fail(struct filter *filter, enum direction direction, int status)
+enum sbx_cause event_cause(const struct filter *filter, int status)
 {
-    bool down = status == SBX_DOWN && filter->lane;
-    exchange_fail(filter, direction, down ? sbx_channel_down_cause(filter->lane->channel) : cause_of(status));
+    return status == SBX_DOWN && filter->lane ? sbx_channel_down_cause(filter->lane->channel) : cause_of(status);
 }

@@ -1,19 +1,18 @@
-/* The hooks that Envoy calls, in the order of an exchange. */
+/* The hooks that Envoy calls for an exchange, in its order. */
 #include "module.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define HOOK(name) envoy_dynamic_module_on_##name
 
 static void filter_free(struct filter *filter)
 {
     if (filter->scheduler)
         ENVOY_CALL(http_filter_scheduler_delete)(filter->scheduler);
     local_free(filter->local);
-    buffer_free(&filter->ways[REQUEST].out);
-    buffer_free(&filter->ways[RESPONSE].out);
+    for (int direction = REQUEST; direction <= RESPONSE; direction++) {
+        buffer_free(&filter->ways[direction].in);
+        buffer_free(&filter->ways[direction].out);
+    }
     free(filter);
 }
 
@@ -22,79 +21,6 @@ static void leave(struct filter *filter)
 {
     if (--filter->busy == 0 && filter->gone)
         filter_free(filter);
-}
-
-ENVOY_HOOK const char *HOOK(program_init)(void);
-const char *HOOK(program_init)(void)
-{
-    return ENVOY_ABI_VERSION;
-}
-
-static void complain(const char *what, const char *why)
-{
-    char text[400];
-    int len = snprintf(text, sizeof text, "sandboxd: %s: %s", what, why);
-    ENVOY_CALL(log)(ENVOY_LOG_ERROR, (struct envoy_bytes){text, len < 0 ? 0 : strlen(text)});
-}
-
-static bool define_counters(void *envoy, struct config *config)
-{
-    static const char *const names[COUNTERS] = {
-        "sandboxd.streams",     "sandboxd.verdicts_at_once", "sandboxd.verdicts_later",   "sandboxd.failed_open",
-        "sandboxd.failed_closed", "sandboxd.reset",          "sandboxd.local_responses", "sandboxd.refused",
-    };
-    for (size_t i = 0; i < COUNTERS; i++) {
-        struct envoy_bytes name = {names[i], strlen(names[i])};
-        if (ENVOY_CALL(http_filter_config_define_counter)(envoy, name, NULL, 0, &config->counters[i]))
-            return false;
-    }
-    return true;
-}
-
-ENVOY_HOOK const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, struct envoy_bytes text);
-const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, struct envoy_bytes text)
-{
-    char error[200];
-    struct config *config = calloc(1, sizeof *config);
-    (void)name;
-    if (!config)
-        return NULL;
-    if (!config_parse(text.at, text.len, config, error, sizeof error)) {
-        complain("filter_config", error);
-    } else if (!define_counters(envoy, config)) {
-        complain("filter_config", "Envoy takes no counters");
-    } else {
-        return config;
-    }
-    free(config);
-    return NULL;
-}
-
-ENVOY_HOOK void HOOK(http_filter_config_destroy)(const void *config);
-void HOOK(http_filter_config_destroy)(const void *config)
-{
-    free((void *)(uintptr_t)config);
-}
-
-ENVOY_HOOK const void *HOOK(http_filter_per_route_config_new)(struct envoy_bytes name, struct envoy_bytes text);
-const void *HOOK(http_filter_per_route_config_new)(struct envoy_bytes name, struct envoy_bytes text)
-{
-    char error[200];
-    struct target *target = calloc(1, sizeof *target);
-    (void)name;
-    if (!target)
-        return NULL;
-    if (target_parse(text.at, text.len, target, error, sizeof error))
-        return target;
-    complain("a route's filter_config", error);
-    free(target);
-    return NULL;
-}
-
-ENVOY_HOOK void HOOK(http_filter_per_route_config_destroy)(const void *target);
-void HOOK(http_filter_per_route_config_destroy)(const void *target)
-{
-    free((void *)(uintptr_t)target);
 }
 
 ENVOY_HOOK void *HOOK(http_filter_new)(const void *config, void *envoy);
@@ -126,8 +52,8 @@ static int done(struct filter *filter, enum direction direction, int before, int
     enum direction other = direction == REQUEST ? RESPONSE : REQUEST;
     filter->inside = before;
     filter->inside_body = false;
-    if (!filter->over && filter->ways[other].stopped && may_go(filter, other) && filter->scheduler)
-        ENVOY_CALL(http_filter_scheduler_commit)(filter->scheduler, 0);
+    if (!filter->over && filter->ways[other].stopped && may_go(filter, other))
+        schedule(filter);
     pause_watch(filter);
     leave(filter);
     return status;
@@ -144,55 +70,61 @@ static int after_headers(struct filter *filter, enum direction direction)
     return ENVOY_HEADERS_STOP;
 }
 
+/* Envoy calls again when more comes. What it kept before the headers went holds back the sender if it is too much. */
+static int stop_body(struct filter *filter, enum direction direction)
+{
+    struct way *way = &filter->ways[direction];
+    way->stopped = true;
+    if (!way->gone)
+        chain_keeps(filter, direction, true);
+    if (!body_keep(filter, direction))
+        filter->close = true;
+    (void)flush(filter);
+    return way->gone ? ENVOY_DATA_STOP_NO_BUFFER : ENVOY_DATA_STOP_AND_WATERMARK;
+}
+
 static int on_body(struct filter *filter, enum direction direction, bool end)
 {
     struct way *way = &filter->ways[direction];
     way->ending = way->ending || end;
+    if (end)
+        chain_ends(filter, direction);
     if (!filter->over && !filter->bypass && !way->event && way->headers_sent)
         advance(filter, direction);
     else if (!filter->over && !filter->bypass && way->event)
         submit_behind(filter, direction);
     if (flush(filter))
-        return ENVOY_DATA_STOP_AND_WATERMARK;
+        return ENVOY_DATA_STOP_NO_BUFFER;
     bool nothing = !way->same && !way->out.len && !way->ending && !body_size(filter, direction);
     if (!may_go(filter, direction) || (nothing && !filter->bypass)) {
         set_aside(filter, direction);
-        way->stopped = true;
-        return ENVOY_DATA_STOP_AND_WATERMARK;
+        return stop_body(filter, direction);
     }
-    size_t size = body_size(filter, direction);
-    int kept = direction == REQUEST ? ENVOY_BUFFERED_REQUEST : ENVOY_BUFFERED_RESPONSE;
-    if (way->out.len || (size && ENVOY_CALL(http_get_body_size)(filter->envoy, kept))) {
-        /* All of it is given back as what came now: what Envoy kept would stay behind if it does not wait. */
-        if (!body_copy(filter, direction, 0, size, &way->out))
-            filter->close = true;
-        body_drop(filter, direction, size);
-        body_put(filter, direction);
-    }
-    way->same = way->stopped = false;
-    way->submitted = 0;
-    way->gone = true;
-    return flush(filter) ? ENVOY_DATA_STOP_AND_WATERMARK : ENVOY_DATA_CONTINUE;
+    if (!body_hand_over(filter, direction))
+        filter->close = true;
+    return flush(filter) ? ENVOY_DATA_STOP_NO_BUFFER : ENVOY_DATA_CONTINUE;
 }
 
 static int on_trailers(struct filter *filter, enum direction direction)
 {
     struct way *way = &filter->ways[direction];
+    bool goes_on = way->gone && !way->stopped;
     way->has_trailers = true;
+    chain_ends(filter, direction);
     if (!filter->over && !filter->bypass && !way->event && way->headers_sent)
         advance(filter, direction);
     if (flush(filter) || !may_go(filter, direction)) {
         way->stopped = true;
         return ENVOY_TRAILERS_STOP;
     }
-    if (way->out.len) {
-        size_t rest = body_size(filter, direction);
-        if (rest && body_copy(filter, direction, 0, rest, &way->out))
-            body_drop(filter, direction, rest);
-        body_put(filter, direction);
+    if (goes_on && (way->out.len || way->in.len)) {
+        /* Envoy, which is not stopped, would not send what it is given now. */
+        way->stopped = true;
+        schedule(filter);
+        return ENVOY_TRAILERS_STOP;
     }
-    way->same = way->stopped = false;
-    way->gone = true;
+    if (!body_hand_over(filter, direction))
+        filter->close = true;
     return flush(filter) ? ENVOY_TRAILERS_STOP : ENVOY_TRAILERS_CONTINUE;
 }
 
@@ -214,9 +146,12 @@ int HOOK(http_filter_request_headers)(void *envoy, void *module, bool end)
     count(filter, COUNT_STREAMS);
     filter->link = link_of(filter->config, filter->target);
     if (!filter->link) {
-        complain("a worker thread", "out of memory or threads");
+        complain_of("a worker thread", "out of memory or threads");
         filter->local_refused = true;
     } else {
+        chain_join(filter);
+        if (end)
+            chain_ends(filter, REQUEST);
         begin(filter);
     }
     return done(filter, REQUEST, before, after_headers(filter, REQUEST));
@@ -262,6 +197,8 @@ int HOOK(http_filter_response_headers)(void *envoy, void *module, bool end)
     response_attributes(filter, &found);
     if (found.count)
         (void)sbx_stream_attributes(filter->stream, found.pairs, found.count, wall_ns());
+    if (end)
+        chain_ends(filter, RESPONSE);
     submit_headers(filter, RESPONSE, end);
     return done(filter, RESPONSE, before, after_headers(filter, RESPONSE));
 }
@@ -295,6 +232,7 @@ void HOOK(http_filter_scheduled)(void *envoy, void *module, uint64_t event)
     (void)envoy;
     (void)event;
     filter->busy++;
+    filter->scheduled = false;
     resume(filter);
     leave(filter);
 }
@@ -315,6 +253,7 @@ void HOOK(http_filter_destroy)(void *module)
         sbx_stream_close(filter->stream, !whole, wall_ns());
         filter->stream = NULL;
     }
+    chain_leave(filter);
     if (filter->link)
         forget_wake(filter);
     if (filter->lane)

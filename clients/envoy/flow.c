@@ -1,8 +1,10 @@
 /* The course of an exchange: events go to the plugin, verdicts come back, and Envoy goes on or waits. */
 #include "module.h"
 
-static void conclude_verdict(struct filter *filter, enum direction direction, enum sbx_kind kind,
-                             const sbx_verdict *verdict)
+static const int NO_FAILURE = -1;
+
+/* Applies a verdict. Returns why the exchange fails, or NO_FAILURE. */
+static int conclude_verdict(struct filter *filter, enum direction direction, enum sbx_kind kind, const sbx_verdict *verdict)
 {
     struct way *way = &filter->ways[direction];
     uint32_t stopped = direction == REQUEST ? SBX_REQUEST_ALL_STOPPED : SBX_RESPONSE_ALL_STOPPED;
@@ -10,42 +12,45 @@ static void conclude_verdict(struct filter *filter, enum direction direction, en
     bool told = is_body && hears_of_body(filter, direction);
     if (told)
         way->held += way->submitted;
+    way->shown = way->shown || is_body;
     for (size_t i = 0; i < verdict->effect_count; i++)
         take_effect(filter, &verdict->effects[i]);
-    if (is_body && !told && !way->same && !filter->local && !filter->local_refused && !filter->close) {
-        /* Nothing but a hostile worker holds a body that its plugin has no callback for. */
-        exchange_fail(filter, direction, SBX_CAUSE_PROTOCOL);
-        return;
-    }
+    /* Nothing but a hostile worker holds a body that its plugin has no callback for. */
+    if (is_body && !told && way->shown && !filter->local && !filter->local_refused && !filter->close)
+        return SBX_CAUSE_PROTOCOL;
     for (size_t i = 0; i < verdict->notice_count; i++)
         take_notice(filter->lane, &verdict->notices[i]);
     for (size_t i = 0; i < verdict->refusal_count; i++)
         count(filter, COUNT_REFUSED);
     way->all_stopped = (verdict->state & stopped) != 0;
-    way->paused = (verdict->state & (direction == REQUEST ? SBX_REQUEST_PAUSED : SBX_RESPONSE_PAUSED)) != 0;
     if (is_body && !way->same) {
         body_drop(filter, direction, way->submitted);
         way->submitted = 0;
     }
+    return NO_FAILURE;
 }
 
-/* The event ended. Its memory goes with it. */
+static int conclude_event(struct filter *filter, enum direction direction, const sbx_event *event, int status)
+{
+    const sbx_verdict *verdict = sbx_event_verdict(event);
+    if (status != SBX_OK || !verdict)
+        return (int)event_cause(filter, status);
+    switch (verdict->code) {
+    case SBX_VERDICT_LIMIT: return SBX_CAUSE_LIMIT;
+    case SBX_VERDICT_UNKNOWN_STREAM: return SBX_CAUSE_TRAP;
+    case SBX_VERDICT_OUT_OF_ORDER: return SBX_CAUSE_PROTOCOL;
+    default: return conclude_verdict(filter, direction, sbx_event_kind(event), verdict);
+    }
+}
+
+/* The event ended. Its memory goes with it, before Envoy is told of a failure and may end all that it belongs to. */
 static void conclude(struct filter *filter, enum direction direction, sbx_event *event, int status)
 {
-    enum sbx_kind kind = sbx_event_kind(event);
-    const sbx_verdict *verdict = sbx_event_verdict(event);
     filter->ways[direction].event = NULL;
-    if (status != SBX_OK || !verdict)
-        event_fail(filter, direction, status);
-    else if (verdict->code == SBX_VERDICT_LIMIT)
-        exchange_fail(filter, direction, SBX_CAUSE_LIMIT);
-    else if (verdict->code == SBX_VERDICT_UNKNOWN_STREAM)
-        exchange_fail(filter, direction, SBX_CAUSE_TRAP);
-    else if (verdict->code == SBX_VERDICT_OUT_OF_ORDER)
-        exchange_fail(filter, direction, SBX_CAUSE_PROTOCOL);
-    else
-        conclude_verdict(filter, direction, kind, verdict);
+    int cause = conclude_event(filter, direction, event, status);
     sbx_event_free(event);
+    if (cause != NO_FAILURE)
+        exchange_fail(filter, direction, (enum sbx_cause)cause);
 }
 
 /* Looks for a verdict for as long as the budget allows; the filter waits if there is none. */
@@ -71,9 +76,8 @@ void set_aside(struct filter *filter, enum direction direction)
     if (!way->same)
         return;
     way->same = false;
-    if (!body_copy(filter, direction, 0, way->submitted, &way->out))
+    if (!body_let_go(filter, direction, way->submitted))
         filter->close = true;
-    body_drop(filter, direction, way->submitted);
     way->submitted = 0;
 }
 
@@ -90,34 +94,28 @@ bool may_go(const struct filter *filter, enum direction direction)
     return !way->ending || way->end_go || way->bodyless;
 }
 
-/* The plugin holds what came of the body so far, and more of it may come. */
-static bool amid_body(const struct way *way)
+/*
+ * Whether there is anything to go on for. While the plugin holds what came of the body so far, and more of it may come, Envoy
+ * stays where it is and brings that all the same: outside its hooks it could not be stopped again, and as long as it is not
+ * stopped it leaves behind what is put into its buffer.
+ */
+static bool something_goes(const struct filter *filter, enum direction direction)
 {
-    return way->held && !way->same && !way->out.len && !way->ending && !way->has_trailers;
+    const struct way *way = &filter->ways[direction];
+    if (way->same || way->out.len || way->ending || way->has_trailers || filter->bypass)
+        return true;
+    return way->gone ? body_size(filter, direction) > 0 : !way->held;
 }
 
-/*
- * Lets Envoy go on in a direction where it waits. Not within a hook of that direction.
- *
- * While the plugin holds a part of the body Envoy stays where it is, and brings what comes behind all the same: outside its
- * hooks it could not be stopped again, and as long as it is not stopped it leaves behind what is put into its buffer.
- */
+/* Lets Envoy go on in a direction where it waits. Not within a hook of that direction. */
 void finish(struct filter *filter, enum direction direction)
 {
     struct way *way = &filter->ways[direction];
-    if (filter->over || !way->stopped || !may_go(filter, direction) || amid_body(way))
+    if (filter->over || !way->stopped || !may_go(filter, direction) || !something_goes(filter, direction) ||
+        chain_has_more(filter, direction))
         return;
-    if (way->out.len) {
-        /* Anything that Envoy still holds stands behind it. */
-        size_t rest = body_size(filter, direction);
-        if (rest && body_copy(filter, direction, 0, rest, &way->out))
-            body_drop(filter, direction, rest);
-        body_put(filter, direction);
-    }
-    way->same = false;
-    way->submitted = 0;
-    way->stopped = false;
-    way->gone = true;
+    if (!body_hand_over(filter, direction))
+        filter->close = true;
     if (flush(filter))
         return;
     if (direction == REQUEST)
@@ -217,6 +215,7 @@ void resume(struct filter *filter)
     look_at_event(filter, RESPONSE);
     advance(filter, REQUEST);
     advance(filter, RESPONSE);
+    orphan_check(filter);
     pause_check(filter);
     if (!flush(filter))
         finish(filter, REQUEST);

@@ -63,6 +63,7 @@ struct lane {
     uint64_t id;         /* of both descriptors in the waiter's set */
     size_t filters;      /* that refer to this lane */
     bool draining, dead;
+    bool restarted;      /* the VM began anew: who waits for the old one is told */
     atomic_bool news;    /* the socket is readable */
     struct filter *waiting; /* under worker.lock */
     struct filter *woken;   /* whom the waiter scheduled, until it ran; under worker.lock */
@@ -87,12 +88,15 @@ struct link {
     struct filter *waiting, *woken; /* for a channel; under worker.lock */
 };
 
+struct chain;
+
 struct worker {
     pthread_mutex_t lock;
     pthread_t waiter;
     int epoll, stop;
     uint64_t ids;
     struct link *links;
+    struct chain *free_chains;
 };
 
 enum direction { REQUEST, RESPONSE };
@@ -101,9 +105,11 @@ enum direction { REQUEST, RESPONSE };
 struct way {
     sbx_event *event;   /* without a verdict yet */
     sbx_event *queued;  /* of a body, behind that of its headers */
-    size_t submitted;   /* bytes at the beginning of what Envoy holds that `event` has */
+    struct buffer in;   /* bytes without a verdict that came after the headers had gone */
+    size_t submitted;   /* bytes at the beginning of what has no verdict that `event` has */
     struct buffer out;  /* bytes that go on, not yet given to Envoy */
     size_t held;        /* bytes that the VM holds */
+    bool shown;         /* a part of the body was shown to the plugin, and nothing of it goes on yet */
     bool has_headers;   /* Envoy showed the headers */
     bool headers_sent;  /* they were submitted */
     bool headers_go;    /* the plugin let them go */
@@ -113,7 +119,6 @@ struct way {
     bool end_sent;      /* the end was submitted */
     bool has_trailers, trailers_sent, trailers_go;
     bool all_stopped;   /* body and trailers wait until the headers go */
-    bool paused;        /* the plugin holds something back */
     bool stopped;       /* Envoy waits for continue */
     bool same;          /* what `event` has goes on as it is */
     bool end_go;        /* the plugin let the end of the direction go */
@@ -126,7 +131,9 @@ struct filter {
     struct link *link;
     struct lane *lane;
     sbx_stream *stream;
+    struct chain *chain; /* NULL: no other filter of this module is about */
     void *scheduler;
+    bool scheduled;     /* by this thread, and did not run yet */
     struct filter *next_waiting;
     bool waits_for_lane, waits_for_link;
     uint64_t pause_ends_ns; /* of a pause that only the plugin can end; under worker.lock; 0: none */
@@ -145,21 +152,34 @@ struct filter {
 
 /* config.c */
 bool config_parse(const char *text, size_t len, struct config *config, char *error, size_t error_len);
+void complain_of(const char *what, const char *why); /* in Envoy's log */
 bool target_parse(const char *text, size_t len, struct target *target, char *error, size_t error_len);
 
 /* worker.c */
+enum { ID_STEP = 4 }; /* room for LANE_NEWS */
 struct link *link_of(const struct config *config, const struct target *target);
 enum link_state { LINK_READY, LINK_WAIT, LINK_AWAY, LINK_DOWN, LINK_UNKNOWN };
 enum link_state link_use(struct link *link, const struct config *config);
+uint64_t now_ns(void);
+uint64_t wall_ns(void);
+
+/* lane.c */
+void lane_new(struct link *link, sbx_channel *channel, const struct config *config);
+void lane_free(struct lane *lane);
+void lanes_free_unused(struct link *link);
+void lane_news(struct lane *lane);
+void lane_poll(struct lane *lane, struct filter *running);
+void lane_touched(struct lane *lane);
+bool lane_lost(const struct lane *lane, const sbx_stream *stream); /* the VM that has the stream is gone */
 void filter_join(struct filter *filter, struct lane *lane);
 void filter_leave(struct filter *filter);
+
+/* waiting.c */
+bool has_scheduler(struct filter *filter);
+void schedule(struct filter *filter);
 void wait_for_lane(struct filter *filter);
 void wait_for_link(struct filter *filter);
 void stop_waiting(struct filter *filter);
-void lane_poll(struct lane *lane, struct filter *running);
-void lane_touched(struct lane *lane);
-uint64_t now_ns(void);
-uint64_t wall_ns(void);
 
 /* waiter.c */
 bool waiter_start(struct worker *worker);
@@ -170,8 +190,6 @@ void waiter_watch(struct worker *worker, int fd, uint64_t id, bool first);
 void take_effect(struct filter *filter, const sbx_effect *effect);
 void take_notice(void *user, const sbx_notice *notice);
 void take_late(void *user, sbx_stream *stream, const sbx_effect *effect);
-void buffer_free(struct buffer *buffer);
-bool buffer_add(struct buffer *buffer, const void *data, size_t len);
 void count(struct filter *filter, enum counter counter);
 void local_free(sbx_local_response *local);
 
@@ -194,19 +212,41 @@ bool may_go(const struct filter *filter, enum direction direction);
 bool flush(struct filter *filter);
 void exchange_fail(struct filter *filter, enum direction direction, enum sbx_cause cause);
 void submission_fail(struct filter *filter, enum direction direction, int status);
-void event_fail(struct filter *filter, enum direction direction, int status);
+enum sbx_cause event_cause(const struct filter *filter, int status);
 void fail_away(struct filter *filter);
 
 /* pause.c */
 void pause_watch(struct filter *filter);
 void pause_check(struct filter *filter);
+void orphan_check(struct filter *filter);
 
-/* body.c */
-enum { BODY_PIECES = 64 };
-size_t body_size(struct filter *filter, enum direction direction);
-bool body_copy(struct filter *filter, enum direction direction, size_t skip, size_t len, struct buffer *into);
+/* body.c; false: no memory, or Envoy takes it not */
+enum { FEW_PIECES = 64 };
+struct pieces {
+    sbx_bytes *list, few[FEW_PIECES];
+    size_t count;
+};
+bool buffer_add(struct buffer *buffer, const void *data, size_t len);
+void buffer_free(struct buffer *buffer);
+size_t body_size(const struct filter *filter, enum direction direction); /* of what has no verdict yet */
+bool body_pieces(const struct filter *filter, enum direction direction, struct pieces *into); /* of the same; to be freed */
+void pieces_free(struct pieces *pieces);
 void body_drop(struct filter *filter, enum direction direction, size_t len);
-void body_put(struct filter *filter, enum direction direction);
+bool body_let_go(struct filter *filter, enum direction direction, size_t len); /* from its beginning, behind `out` */
+/* In a body hook that stops: what it brought has to outlive it. */
+bool body_keep(struct filter *filter, enum direction direction);
+/* The direction goes on: all that goes is Envoy's now, and all that had no verdict. */
+bool body_hand_over(struct filter *filter, enum direction direction);
+
+/* chain.c */
+void chain_config(bool more); /* a filter's configuration came or went */
+void chain_join(struct filter *filter);
+void chain_leave(struct filter *filter);
+void chains_free(struct worker *worker);
+void chain_ends(const struct filter *filter, enum direction direction); /* the filter has seen the end */
+bool chain_has_more(const struct filter *filter, enum direction direction); /* an earlier one has, and this one has not */
+void chain_keeps(const struct filter *filter, enum direction direction, bool keeps);
+bool chain_has_keeper(const struct filter *filter, enum direction direction);
 
 /* attributes.c */
 enum { MAX_ATTRIBUTES = 32, ATTRIBUTE_SPACE = 256 };

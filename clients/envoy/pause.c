@@ -16,7 +16,8 @@ static bool holds(const struct filter *filter, enum direction direction)
 static bool only_plugin_can_end(const struct filter *filter, enum direction direction)
 {
     const struct way *way = &filter->ways[direction];
-    return holds(filter, direction) && way->paused && (way->all_stopped || way->end_sent || way->trailers_sent);
+    bool nothing_is_shown = (way->all_stopped && !way->headers_go) || way->end_sent || way->trailers_sent;
+    return holds(filter, direction) && nothing_is_shown;
 }
 
 static void set_end(struct filter *filter, uint64_t ends_ns)
@@ -44,6 +45,17 @@ void pause_watch(struct filter *filter)
         wait_for_lane(filter);
     else if (filter->waits_for_lane && !filter->ways[REQUEST].event && !filter->ways[RESPONSE].event)
         stop_waiting(filter);
+}
+
+/* The VM that the plugin holds something back in is gone: the failure policy answers at once. */
+void orphan_check(struct filter *filter)
+{
+    if (!filter->stream || filter->over || filter->bypass || !lane_lost(filter->lane, filter->stream))
+        return;
+    for (int direction = REQUEST; direction <= RESPONSE && !filter->over && !filter->bypass; direction++)
+        if (holds(filter, (enum direction)direction))
+            exchange_fail(filter, (enum direction)direction,
+                          event_cause(filter, filter->lane->dead ? SBX_DETACHED : SBX_DOWN));
 }
 
 /* The failure policy answers a pause that took too long. */

@@ -65,24 +65,22 @@ static void submit_map(struct filter *filter, enum direction direction, enum sbx
         submission_fail(filter, direction, status);
 }
 
-/* Hands what Envoy has of a body to the plugin; Envoy keeps it until the verdict. */
+/* Hands what has no verdict of a body to the plugin; it stays where it is until the verdict. */
 static int give_body(struct filter *filter, enum direction direction, sbx_event **event)
 {
     struct way *way = &filter->ways[direction];
-    struct buffer all = {0};
-    size_t size = body_size(filter, direction);
+    enum sbx_kind kind = body_kind(direction);
     bool end = way->ending && !way->has_trailers;
-    int status = SBX_NO_MEMORY;
-    if (!hears_of_body(filter, direction)) {
-        status = sbx_submit_nothing(filter->stream, body_kind(direction), end, wall_ns(), filter, event);
-    } else if (body_copy(filter, direction, 0, size, &all)) {
-        sbx_bytes piece = {all.at, all.len};
-        status = sbx_submit_body(filter->stream, body_kind(direction), &piece, size ? 1 : 0, end, wall_ns(), filter,
-                                 event);
-    }
-    buffer_free(&all);
+    int status;
     way->end_sent = end;
-    way->submitted = size;
+    way->submitted = body_size(filter, direction);
+    if (!hears_of_body(filter, direction))
+        return sbx_submit_nothing(filter->stream, kind, end, wall_ns(), filter, event);
+    struct pieces pieces;
+    status = !body_pieces(filter, direction, &pieces)
+                 ? SBX_NO_MEMORY
+                 : sbx_submit_body(filter->stream, kind, pieces.list, pieces.count, end, wall_ns(), filter, event);
+    pieces_free(&pieces);
     return status;
 }
 

@@ -1,4 +1,4 @@
-/* What one of Envoy's worker threads keeps: its links to plugins, their channels, and who waits for what. */
+/* What one of Envoy's worker threads keeps, and its links to plugins. */
 #include "module.h"
 
 #include <stdio.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { FIRST_RETRY_MS = 10, LAST_RETRY_MS = 1000, ID_STEP = 4 };
+enum { FIRST_RETRY_MS = 10, LAST_RETRY_MS = 1000 };
 
 static _Thread_local struct worker *mine;
 static pthread_key_t at_exit_key;
@@ -29,21 +29,6 @@ uint64_t wall_ns(void)
     return clock_ns(CLOCK_REALTIME);
 }
 
-static void lane_free(struct lane *lane)
-{
-    struct worker *worker = lane->link->worker;
-    pthread_mutex_lock(&worker->lock);
-    struct lane **at = &lane->link->lanes;
-    while (*at != lane)
-        at = &(*at)->next;
-    *at = lane->next;
-    pthread_mutex_unlock(&worker->lock);
-    if (lane->link->lane == lane)
-        lane->link->lane = NULL;
-    sbx_channel_close(lane->channel);
-    free(lane);
-}
-
 static void worker_end(void *argument)
 {
     struct worker *worker = argument;
@@ -59,6 +44,7 @@ static void worker_end(void *argument)
         worker->links = link->next;
         free(link);
     }
+    chains_free(worker);
     pthread_mutex_destroy(&worker->lock);
     free(worker);
 }
@@ -133,32 +119,6 @@ static void keep_policy(struct link *link, sbx_policy *policy)
     link->policy = sbx_policy_keep(policy);
 }
 
-static void lane_new(struct link *link, sbx_channel *channel, const struct config *config)
-{
-    struct lane *lane = calloc(1, sizeof *lane);
-    if (!lane) {
-        sbx_channel_close(channel);
-        return;
-    }
-    struct worker *worker = link->worker;
-    lane->link = link;
-    lane->channel = channel;
-    lane->id = worker->ids += ID_STEP;
-    sbx_channel_hooks(channel, &(sbx_hooks){lane, take_notice, take_late});
-    if (config->spin_ns >= 0)
-        sbx_channel_set_spin_ns(channel, (uint64_t)config->spin_ns);
-    keep_policy(link, sbx_channel_policy(channel));
-    pthread_mutex_lock(&worker->lock);
-    lane->next = link->lanes;
-    link->lanes = lane;
-    pthread_mutex_unlock(&worker->lock);
-    link->lane = lane;
-    link->down = link->unknown = false;
-    link->backoff_ns = 0;
-    waiter_watch(worker, sbx_channel_fd(channel), lane->id, true);
-    waiter_watch(worker, sbx_channel_socket(channel), lane->id | LANE_NEWS, true);
-}
-
 static void try_later(struct link *link, uint64_t now)
 {
     link->backoff_ns = link->backoff_ns ? link->backoff_ns * 2 : FIRST_RETRY_MS * MS_NS;
@@ -185,6 +145,7 @@ static void link_step(struct link *link, const struct config *config)
     link->attachment = NULL;
     link->id = 0;
     if (status == SBX_OK) {
+        keep_policy(link, sbx_channel_policy(channel));
         lane_new(link, channel, config);
         return;
     }
@@ -217,43 +178,17 @@ static bool link_begin(struct link *link, uint64_t now)
     return true;
 }
 
-/* Reads what the daemon said about a lane, and takes it out of use if it has to go. */
-static void lane_news(struct lane *lane)
-{
-    sbx_error error = {0};
-    if (!atomic_exchange(&lane->news, false) || lane->dead)
-        return;
-    int status = sbx_channel_check(lane->channel, &error);
-    if (status == SBX_DRAIN)
-        lane->draining = true;
-    else if (status != SBX_OK)
-        lane->dead = true;
-    if ((lane->draining || lane->dead) && lane->link->lane == lane)
-        lane->link->lane = NULL;
-    if (!lane->dead)
-        waiter_watch(lane->link->worker, sbx_channel_socket(lane->channel), lane->id | LANE_NEWS, false);
-}
-
-static void free_unused(struct link *link)
-{
-    for (struct lane *lane = link->lanes, *next; lane; lane = next) {
-        next = lane->next;
-        if (!lane->filters && (lane->dead || lane->draining))
-            lane_free(lane);
-    }
-}
-
 enum link_state link_use(struct link *link, const struct config *config)
 {
     if (link->lane && atomic_load_explicit(&link->lane->news, memory_order_relaxed)) {
         lane_news(link->lane);
-        free_unused(link);
+        lanes_free_unused(link);
     }
     if (link->lane && *sbx_channel_reason(link->lane->channel)) {
         say(link, "the channel is lost", sbx_channel_reason(link->lane->channel));
         link->lane->dead = true;
         link->lane = NULL;
-        free_unused(link);
+        lanes_free_unused(link);
     }
     if (link->lane)
         return LINK_READY;
@@ -265,119 +200,4 @@ enum link_state link_use(struct link *link, const struct config *config)
     if (!link->attachment)
         return link->unknown ? LINK_UNKNOWN : LINK_AWAY;
     return link->down ? LINK_DOWN : LINK_WAIT;
-}
-
-void filter_join(struct filter *filter, struct lane *lane)
-{
-    filter->lane = lane;
-    lane->filters++;
-}
-
-void filter_leave(struct filter *filter)
-{
-    struct lane *lane = filter->lane;
-    if (!lane)
-        return;
-    filter->lane = NULL;
-    lane->filters--;
-    free_unused(lane->link);
-}
-
-static bool has_scheduler(struct filter *filter)
-{
-    if (!filter->scheduler)
-        filter->scheduler = ENVOY_CALL(http_filter_scheduler_new)(filter->envoy);
-    return filter->scheduler != NULL;
-}
-
-/* Ended events are told to their filters; then the waiter is asked to look, or the loop goes on. */
-void lane_poll(struct lane *lane, struct filter *running)
-{
-    struct worker *worker = lane->link->worker;
-    sbx_event *event = NULL;
-    int status;
-    lane_news(lane);
-    do {
-        while (sbx_next(lane->channel, &event) == SBX_OK) {
-            struct filter *owner = sbx_event_user(event);
-            if (owner && owner != running && has_scheduler(owner))
-                ENVOY_CALL(http_filter_scheduler_commit)(owner->scheduler, 0);
-        }
-        status = sbx_arm(lane->channel);
-    } while (status == SBX_AGAIN);
-    pthread_mutex_lock(&worker->lock);
-    lane->deadline_ns = sbx_next_deadline_ns(lane->channel);
-    pthread_mutex_unlock(&worker->lock);
-    if (status == SBX_OK)
-        waiter_watch(worker, sbx_channel_fd(lane->channel), lane->id, false);
-}
-
-/* After any use of a channel: what was found for others meanwhile must not be forgotten. */
-void lane_touched(struct lane *lane)
-{
-    if (lane->waiting)
-        lane_poll(lane, NULL);
-}
-
-static void append(struct filter **list, struct filter *filter)
-{
-    while (*list)
-        list = &(*list)->next_waiting;
-    filter->next_waiting = NULL;
-    *list = filter;
-}
-
-void wait_for_lane(struct filter *filter)
-{
-    struct worker *worker = filter->lane->link->worker;
-    if (!has_scheduler(filter))
-        return;
-    if (!filter->waits_for_lane) {
-        pthread_mutex_lock(&worker->lock);
-        filter->waits_for_lane = true;
-        append(&filter->lane->waiting, filter);
-        pthread_mutex_unlock(&worker->lock);
-    }
-    lane_poll(filter->lane, NULL);
-}
-
-void wait_for_link(struct filter *filter)
-{
-    struct worker *worker = filter->link->worker;
-    if (filter->waits_for_link || !has_scheduler(filter))
-        return;
-    pthread_mutex_lock(&worker->lock);
-    filter->waits_for_link = true;
-    append(&filter->link->waiting, filter);
-    pthread_mutex_unlock(&worker->lock);
-}
-
-static void remove_from(struct filter **list, struct filter **woken, struct filter *filter)
-{
-    for (struct filter **at = list; *at; at = &(*at)->next_waiting) {
-        if (*at != filter)
-            continue;
-        *at = filter->next_waiting;
-        break;
-    }
-    if (*woken != filter)
-        return;
-    /* It was to look after the others too. */
-    *woken = *list;
-    if (*list)
-        ENVOY_CALL(http_filter_scheduler_commit)((*list)->scheduler, 0);
-}
-
-void stop_waiting(struct filter *filter)
-{
-    if (!filter->waits_for_lane && !filter->waits_for_link)
-        return;
-    struct worker *worker = filter->link->worker;
-    pthread_mutex_lock(&worker->lock);
-    if (filter->waits_for_lane)
-        remove_from(&filter->lane->waiting, &filter->lane->woken, filter);
-    if (filter->waits_for_link)
-        remove_from(&filter->link->waiting, &filter->link->woken, filter);
-    filter->waits_for_lane = filter->waits_for_link = false;
-    pthread_mutex_unlock(&worker->lock);
 }

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(180)]
 TIMES = {"time_per_event": "300ms"}
 
 
-@pytest.fixture
-def callers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callers]:
+@pytest.fixture(params=stage.TRANSPORTS)
+def callers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callers]:
     with upstream.running() as known:
         tenants = [
             stage.Tenant(
@@ -31,7 +31,7 @@ def callers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callers]:
             )
         ]
         directory = tmp_path_factory.mktemp("callouts")
-        with stage.running(directory, tenants, ext_proc={"timeout_s": 10.0}) as found:
+        with stage.running(directory, tenants, transport=request.param, ext_proc={"timeout_s": 10.0}) as found:
             yield Callers(found, known)
 
 
