@@ -5,7 +5,7 @@
 
 /* ---- the journal ------------------------------------------------------------------------------------------------- */
 
-static u32 path_bytes(const struct node *node)
+u32 path_bytes(const struct node *node)
 {
     u32 len = 0;
     for (; node->parent; node = node->parent)
@@ -67,8 +67,10 @@ u32 node_make(struct folder *folder, const struct place *place, bool is_folder, 
     if (!node)
         return NOSPC;
     node_attach(node, place->parent);
-    u32 error = path_bytes(node) > MAX_FILE_PATH_BYTES
-                    ? NAMETOOLONG
+    u32 path_len = path_bytes(node);
+    u32 error = path_len > MAX_FILE_PATH_BYTES ? NAMETOOLONG
+                : path_len > folder->max_bytes - folder->bytes
+                    ? DQUOT
                     : journal(folder, is_folder ? CHANGE_FOLDER : CHANGE_CREATE, node, nothing, 0);
     if (error) {
         node_detach(node);
@@ -77,6 +79,7 @@ u32 node_make(struct folder *folder, const struct place *place, bool is_folder, 
     }
     node->changed_ns = vm.now_ns;
     folder->files++;
+    folder->bytes += path_len;
     *made = node;
     return SUCCESS;
 }
@@ -149,9 +152,9 @@ void node_end_write(const struct node *node, u32 from, u32 len, struct message *
 /* Out of the tree; it lives on while it is open. */
 static void drop(struct folder *folder, struct node *node)
 {
-    node_detach(node);
     folder->files--;
-    folder->bytes -= node->len;
+    folder->bytes -= node->len + path_bytes(node);
+    node_detach(node);
     node->removed = true;
     if (!node->opens)
         node_free(node);
@@ -184,6 +187,14 @@ static u32 height(const struct node *node)
     return most + 1;
 }
 
+static u32 nodes_in(const struct node *node)
+{
+    u32 count = 1;
+    for (const struct node *one = node->children; one; one = one->next)
+        count += nodes_in(one);
+    return count;
+}
+
 u32 node_rename(struct folder *folder, struct node *node, const struct place *to)
 {
     u32 depth = 0;
@@ -202,6 +213,10 @@ u32 node_rename(struct folder *folder, struct node *node, const struct place *to
     u32 path_len = path_bytes(&renamed);
     if (path_len > MAX_FILE_PATH_BYTES || depth + height(node) > MAX_DEPTH)
         return NAMETOOLONG;
+    u32 old_len = path_bytes(node), moved = nodes_in(node);
+    u32 freed = to->node ? to->node->len + path_len : 0;
+    if (path_len > old_len && moved * (path_len - old_len) > folder->max_bytes - folder->bytes + freed)
+        return DQUOT;
     write_path(&renamed, path + path_len);
     u8 *name = bytes_copy(to->name);
     if (!name)
@@ -218,5 +233,6 @@ u32 node_rename(struct folder *folder, struct node *node, const struct place *to
     node->name = name;
     node->name_len = (u8)to->name.len;
     node_attach(node, to->parent);
+    folder->bytes += moved * (path_len - old_len); /* modulo 2^32: it may get shorter */
     return SUCCESS;
 }

@@ -32,7 +32,7 @@ struct folder {
     struct bytes name; /* as the guest sees it */
     bool writable;
     u32 max_bytes, max_files;
-    u32 bytes, files; /* in use; folders count as files */
+    u32 bytes, files; /* in use; folders count as files, and paths as bytes */
     u32 number;       /* its place among them */
     struct node *root;
 };
@@ -77,6 +77,8 @@ struct place {
     bool slash;          /* the path ends with one */
 };
 u32 find_place(const struct open_file *from, u32 path, u32 path_len, struct place *place); /* an errno */
+
+u32 path_bytes(const struct node *node); /* of its path below the preopened folder */
 
 /* Changes: memory and quota first, then the journal; an errno, and nothing has happened but for SUCCESS. */
 u32 node_make(struct folder *folder, const struct place *place, bool is_folder, struct node **made);

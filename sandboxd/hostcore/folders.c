@@ -106,7 +106,7 @@ static bool take_entry(struct bytes *data, struct folder *folder)
     node->len = content.len;
     node_attach(node, parent);
     folder->files++;
-    folder->bytes += content.len;
+    folder->bytes += path.len + content.len;
     return true;
 }
 

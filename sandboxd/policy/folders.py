@@ -27,7 +27,7 @@ class FolderPolicy:
     """On the machine."""
     access: Access = Access.READ
     max_bytes: int = limits.DEFAULT_FOLDER_BYTES
-    """All files of it together."""
+    """All files of it together, and all paths."""
     max_files: int = limits.DEFAULT_FOLDER_FILES
     """Files and folders below it."""
 

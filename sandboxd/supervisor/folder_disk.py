@@ -87,7 +87,8 @@ def _scan(  # noqa: PLR0917 - it calls itself
                 skipped.append(os.fsdecode(path))
                 continue
             room.files -= 1
-            if room.files < 0:
+            room.bytes -= len(path)
+            if min(room.files, room.bytes) < 0:
                 raise _FullError("it may")
             if stat.S_ISDIR(facts.st_mode):
                 entries.append(Entry(path, None, facts.st_mtime_ns))

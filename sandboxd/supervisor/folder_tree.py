@@ -56,7 +56,6 @@ class FolderTree:
         self._bytes = 0
         for entry in entries:
             self._put(entry.path, None if entry.data is None else bytearray(entry.data), entry.changed_ns)
-            self._bytes += len(entry.data or b"")
 
     def entries(self) -> tuple[Entry, ...]:
         """Return copies of all, folders before what they hold."""
@@ -76,7 +75,7 @@ class FolderTree:
 
         Args:
             change: its paths are checked.
-            max_bytes: quota of the whole folder.
+            max_bytes: quota of the whole folder: of all files and all paths.
             max_files: the same, folders counted too.
             effort: is spent.
         """
@@ -85,7 +84,7 @@ class FolderTree:
         node = self._nodes.get(change.path)
         match change.kind:
             case ChangeKind.CREATE | ChangeKind.FOLDER:
-                return self._create(change, node, max_files)
+                return self._create(change, node, max_bytes, max_files)
             case ChangeKind.WRITE:
                 size = max(change.size + len(change.other), node.bytes if node is not None else 0)
                 return self._resize(node, size, change, max_bytes, effort)
@@ -94,7 +93,7 @@ class FolderTree:
             case ChangeKind.UNLINK | ChangeKind.REMOVE:
                 return self._remove(change, node)
             case ChangeKind.RENAME:
-                return self._rename(change.path, change.other, node, effort)
+                return self._rename(change, node, max_bytes, effort)
 
     def _has_parent(self, path: bytes) -> bool:
         parent, _, _ = path.rpartition(b"/")
@@ -109,18 +108,21 @@ class FolderTree:
     def _put(self, path: bytes, data: bytearray | None, changed_ns: int) -> None:
         names, name = self._siblings(path)
         names.add(name)
-        self._nodes[path] = _Node(data, changed_ns, set())
+        self._nodes[path] = node = _Node(data, changed_ns, set())
+        self._bytes += node.bytes + len(path)
 
     def _drop(self, path: bytes) -> None:
         names, name = self._siblings(path)
         names.discard(name)
-        self._bytes -= self._nodes.pop(path).bytes
+        self._bytes -= self._nodes.pop(path).bytes + len(path)
 
-    def _create(self, change: Change, node: _Node | None, max_files: int) -> str:
+    def _create(self, change: Change, node: _Node | None, max_bytes: int, max_files: int) -> str:
         if node is not None:
             return "it is there already"
         if len(self._nodes) >= max_files:
             return "the folder has as many files as it may"
+        if len(change.path) > max_bytes - self._bytes:
+            return "the folder has as many bytes as it may"
         self._put(change.path, None if change.kind is ChangeKind.FOLDER else bytearray(), time.time_ns())
         return ""
 
@@ -151,14 +153,11 @@ class FolderTree:
         self._drop(change.path)
         return ""
 
-    def _rename(self, path: bytes, other: bytes, node: _Node | None, effort: Effort) -> str:
+    def _rename(self, change: Change, node: _Node | None, max_bytes: int, effort: Effort) -> str:
+        path, other = change.path, change.other
         replaced = self._nodes.get(other)
-        if node is None or not self._has_parent(other):
-            return "it is not there, or its new folder is not"
-        if other == path or other.startswith(path + b"/"):
-            return "it cannot be moved into itself"
-        if replaced is not None and ((replaced.data is None) != (node.data is None) or replaced.children):
-            return "what is in its new place cannot be replaced"
+        if problem := self._move_problem(change, node, replaced):
+            return problem
         moved = {}
         for old in self._below(path):
             if old != path:
@@ -168,6 +167,10 @@ class FolderTree:
             moved[old] = other + old[len(path) :]
         if any(map(path_problem, moved.values())):
             return "its path would be too long"
+        more = len(moved) * (len(other) - len(path))
+        freed = replaced.bytes + len(other) if replaced is not None else 0
+        if more > 0 and more > max_bytes - self._bytes + freed:
+            return "the folder has as many bytes as it may"
         if replaced is not None:
             self._drop(other)
         names, name = self._siblings(path)
@@ -176,6 +179,17 @@ class FolderTree:
         names.add(name)
         for old, new in moved.items():
             self._nodes[new] = self._nodes.pop(old)
+        self._bytes += more
+        return ""
+
+    def _move_problem(self, change: Change, node: _Node | None, replaced: _Node | None) -> str:
+        """Return why a move makes no sense, whatever it costs."""
+        if node is None or not self._has_parent(change.other):
+            return "it is not there, or its new folder is not"
+        if change.other == change.path or change.other.startswith(change.path + b"/"):
+            return "it cannot be moved into itself"
+        if replaced is not None and ((replaced.data is None) != (node.data is None) or replaced.children):
+            return "what is in its new place cannot be replaced"
         return ""
 
     def _below(self, path: bytes) -> Iterator[bytes]:

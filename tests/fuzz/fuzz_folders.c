@@ -129,7 +129,7 @@ static void check_node(const struct node *node, struct sums *sums)
             finding("a file is longer than its block");
         before = child->number;
         sums->files++;
-        sums->bytes += child->len;
+        sums->bytes += child->len + path_bytes(child);
         check_node(child, sums);
     }
 }

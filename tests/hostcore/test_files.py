@@ -320,12 +320,12 @@ def test_links_and_times_are_not_offered() -> None:
 
 def test_quotas() -> None:
     """Bytes, files, and descriptors; what was freed may be used again."""
-    small = Snapshot("/data", True, 10, 2, ())
+    small = Snapshot("/data", True, 12, 2, ())
     script = path_script(opened(3, "a", CREATE, WRITE), opened(3, "b", CREATE, WRITE), opened(3, "c", CREATE, WRITE))
     script.write(4, b"12345678")
     script.write(5, b"abc")
     script.calls += [
-        ("fd_filestat_set_size", 4, 11),
+        ("fd_filestat_set_size", 4, 13),
         ("fd_filestat_set_size", 4, 10),
         ("fd_allocate", 5, 0, 1),
         ("fd_seek", 4, 1 << 40, 0, OUT_WORD),
@@ -337,6 +337,27 @@ def test_quotas() -> None:
     assert ran.errors == [0, 0, DQUOT, 0, DQUOT, FBIG, 0, DQUOT, 0, FBIG, 0, 0]
 
     assert errors(*[opened(R, "list")] * 5, ("fd_close", F), opened(R, "list")) == [0, 0, 0, 0, MFILE, 0, 0]
+
+
+def test_paths_count_as_bytes() -> None:
+    """Of files and folders alike; a move pays for all that it makes longer, and what it replaces makes room."""
+    small = Snapshot("/data", True, 20, 10, (Entry(b"d", None), Entry(b"d/x", b"12"), Entry(b"y", b"1")))  # 8 bytes
+    moves = [
+        ("path_create_directory", 3, "n" * 13),
+        ("path_create_directory", 3, "n" * 12),
+        ("path_rename", 3, "d", 3, "dd"),
+        ("path_remove_directory", 3, "n" * 12),
+        ("path_rename", 3, "d", 3, "d" * 8),
+        ("path_rename", 3, "d", 3, "d" * 7),
+        ("path_create_directory", 3, "z"),
+        ("path_rename", 3, "y", 3, "d" * 7 + "/x"),
+        ("path_create_directory", 3, "zzzz"),
+        ("path_create_directory", 3, "zzz"),
+    ]
+    script = Script()
+    script.calls += moves
+    ran, _ = said(script, folders=encode([small]))
+    assert ran.errors == [DQUOT, 0, DQUOT, 0, DQUOT, 0, DQUOT, 0, DQUOT, 0]
 
 
 def test_a_file_that_is_removed_while_open_goes_nowhere() -> None:

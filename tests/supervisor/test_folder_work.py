@@ -79,7 +79,7 @@ def test_moving_folders_is_bounded_by_frame(tmp_path: Path, monkeypatch: pytest.
 def test_lengthening_files_is_bounded_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the quota and back, twice; what is written does not count."""
     monkeypatch.setattr(folder_disk, "perform", lambda *_: None)
-    mount = mounted(tmp_path, max_bytes=16 << 20)
+    mount = mounted(tmp_path, max_bytes=(16 << 20) + len(b"f"))
     do(mount, K.CREATE, b"f")
     sizes = [control.FileChange(kind=K.RESIZE, path=b"f", size=size) for size in (16 << 20, 0)] * 5
     writes = [control.FileChange(kind=K.WRITE, path=b"f", other=bytes(32768), size=n << 15) for n in range(512)]

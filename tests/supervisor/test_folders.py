@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd import limits
 from sandboxd.errors import FolderError, WorkerError
 from sandboxd.policy.folders import Access
 from sandboxd.protos import control_pb2 as control
@@ -19,6 +20,7 @@ from sandboxd.supervisor import folder_disk, folders
 from sandboxd.supervisor.folder_disk import Change
 from sandboxd.supervisor.folders import Folder, apply_changes, open_folders, read_changes
 from sandboxd.supervisor.worker_protocol import VmView, WorkerView
+from sandboxd.vm.config_blob import MAX_BLOB_BYTES
 from sandboxd.vm.folder_blob import ChangeKind, Entry
 from tests.support.folders import do, mounted, paths, policy
 
@@ -122,6 +124,42 @@ def test_what_does_not_fit_is_refused(root: Path, change: Change, reason: str) -
     assert paths(mount) == before
     assert (root / "list").read_bytes() == b"one"
     assert (mount.folder.refused, mount.folder.failed) == (1, 0)
+
+
+def test_paths_count_as_bytes(root: Path) -> None:
+    """Of files and folders alike; a move pays for all that it makes longer, and what it replaces makes room."""
+    mount = mounted(root, max_bytes=31, max_files=10)  # it has 19 of them
+    full = "the folder has as many bytes as it may"
+
+    assert do(mount, K.FOLDER, b"n" * 13) == full
+    assert do(mount, K.FOLDER, b"n" * 12) == ""
+    assert do(mount, K.RENAME, b"sub", b"subs") == full
+    assert do(mount, K.RENAME, b"sub", b"s") == ""
+    assert do(mount, K.WRITE, b"list", b"1234567") == ""
+    assert do(mount, K.WRITE, b"list", b"12345678") == full
+    assert do(mount, K.REMOVE, b"n" * 12) == ""
+    assert do(mount, K.RENAME, b"s", b"seven77") == ""
+    assert do(mount, K.CREATE, b"z") == full
+    assert do(mount, K.RENAME, b"list", b"seven77/x") == ""
+    assert do(mount, K.CREATE, b"z" * 9) == full
+    assert do(mount, K.CREATE, b"z" * 8) == ""
+    mount.folder.reload(mount.policy, 10)
+    assert set(paths(mount)) == {b"seven77", b"seven77/x", b"z" * 8}
+
+
+def test_the_most_that_a_plugin_may_have_fits_its_configuration(tmp_path: Path) -> None:
+    """Folders full of empty files with long names: what is on disk, and what a guest makes, is refused before that."""
+    names = [b"%05d" % number + b"x" * 250 for number in range(200)]
+    for name in names:
+        (tmp_path / name.decode()).touch()
+    with pytest.raises(FolderError, match="holds more than it may"):
+        mounted(tmp_path, max_bytes=200 * 255 - 1, max_files=200)
+    mount = mounted(tmp_path, max_bytes=200 * 255, max_files=200)
+    overhead = len(folders.encoded([mount])) - 200 * 255
+    assert overhead < 200 * 24 + 100
+    most_files = limits.MAX_FOLDERS * limits.MAX_FOLDER_FILES
+    rest = 2 * limits.MAX_CONFIGURATION_BYTES + limits.MAX_ENVIRONMENT_BYTES + limits.MIB
+    assert limits.MAX_FOLDERS_BYTES + most_files * (overhead / 200) + rest < MAX_BLOB_BYTES
 
 
 def test_files_are_counted(root: Path) -> None:
@@ -257,12 +295,12 @@ def test_a_race_with_links_is_never_won(root: Path, tmp_path: Path) -> None:
     assert mount.folder.failed < 300, "no write met its folder: the race proves nothing"
 
 
-@pytest.mark.parametrize("more", [{"max_bytes": 6}, {"max_files": 2}])
+@pytest.mark.parametrize("more", [{"max_bytes": 18}, {"max_files": 2}])
 def test_a_folder_that_holds_too_much_is_an_error(root: Path, more: dict[str, int]) -> None:
     """It says which, and what the policy allows; with a little more it is none."""
     with pytest.raises(FolderError, match=f"{root} holds more"):
         mounted(root, **more)
-    assert len(paths(mounted(root, max_bytes=7, max_files=3))) == 3
+    assert len(paths(mounted(root, max_bytes=19, max_files=3))) == 3
 
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
@@ -278,7 +316,7 @@ def test_too_deep_is_left_out(tmp_path: Path) -> None:
     parts = ["d"] * 16
     (tmp_path / "/".join(parts)).mkdir(parents=True)
     (tmp_path / "/".join(parts) / "file").write_bytes(b"x")
-    entries, skipped = folder_disk.scan(tmp_path, 100, 100)
+    entries, skipped = folder_disk.scan(tmp_path, 300, 100)
 
     assert len(entries) == 16
     assert skipped == ["/".join([*parts, "file"])]
