@@ -210,11 +210,20 @@ def _worker(value: Value | None) -> WorkerConfig:
     section = value.section(("uid_base", "spin_us", "spares"))
     uid, spin, spares = section.get("uid_base"), section.get("spin_us"), section.get("spares")
     return WorkerConfig(
-        # Below 1000 live the system's own users; 2^31 leaves room for every tenant.
-        uid_base=uid.integer(1000, 2**31) if uid else default.uid_base,
+        uid_base=_uid_base(uid) if uid else default.uid_base,
         spin_us=spin.integer(0, limits.MAX_SPIN_US) if spin else default.spin_us,
         spares=spares.integer(0, limits.MAX_SPARE_WORKERS) if spares else default.spares,
     )
+
+
+def _uid_base(value: Value) -> int:
+    # Below 1000 live the system's own users; 2^31 leaves room for every tenant.
+    base, ours = value.integer(1000, 2**31), limits.OUR_UIDS
+    lowest = ours.start - limits.MAX_TENANTS
+    if lowest < base < ours.stop:
+        problem = f"tenants would get uids of sandboxd's own, {ours.start} to {ours.stop - 1}"
+        raise value.fail(problem, (f"1000 to {lowest}", f"{ours.stop} to {2**31}"))
+    return base
 
 
 def _jail(value: Value | None) -> JailConfig:

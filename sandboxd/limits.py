@@ -76,7 +76,7 @@ MAX_FOLDER_NAME_BYTES: Final = 128
 
 DEFAULT_FOLDER_BYTES: Final = 1 * MIB
 MAX_FOLDERS_BYTES: Final = 16 * MIB
-"""All files of a plugin's folders: each of its VMs holds them in memory, and gets them with its configuration."""
+"""All files of a plugin's folders, and their paths: each VM holds them, and gets them with its configuration."""
 
 DEFAULT_FOLDER_FILES: Final = 100
 MAX_FOLDER_FILES: Final = 10_000
@@ -132,6 +132,9 @@ MAX_LOG_BYTES_PER_SECOND: Final = 64 * MIB
 DEFAULT_METRICS: Final = 1000
 MAX_METRICS: Final = 100_000
 """Metrics that one VM may define; each is memory on the trusted side for as long as the plugin lives."""
+
+METRICS_PER_FRAME: Final = 2048
+"""As many of a VM's metrics may stand in one control frame; reading them takes the supervisor a few milliseconds."""
 
 MAX_METRIC_NAME_BYTES: Final = 512
 """A metric name; Istio's tag-extraction names are the longest seen."""
@@ -231,6 +234,8 @@ MAX_PLUGINS: Final = 64
 
 MAX_TENANTS: Final = 1000
 """Policy files of one daemon; each is a process."""
+OUR_UIDS: Final = range(65532, 65535)
+"""Fronts without a user of their own, jailed processes of no tenant, and nobody: no tenant's worker may have one."""
 
 DEFAULT_RESTART_BACKOFF_MS: Final = 1000
 MAX_RESTART_BACKOFF_MS: Final = 60 * 60 * 1000

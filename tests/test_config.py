@@ -26,6 +26,9 @@ from sandboxd.config import (
 )
 from sandboxd.config_file import load_config, parse_config
 from sandboxd.errors import ConfigError
+from sandboxd.jail.front_jail import FRONT_UID
+from sandboxd.jail.full_plan import INSIDE_ID
+from sandboxd.jail.jailer import SPARE_UID
 
 ROOT = Machine(euid=0, cpus=8, environ={"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0"})
 USER = Machine(euid=1000, cpus=1, environ={"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/1000"})
@@ -170,6 +173,8 @@ def test_tenant_sockets_alone_are_enough() -> None:
         ({"front": {"tenant_sockets": {"ACME": "/{index}"}}}, "front.tenant_sockets.ACME", "is not a name"),
         ({"front": {"socket_mode": "rw"}}, "front.socket_mode", "is not a file mode"),
         ({"worker": {"uid_base": 0}}, "worker.uid_base", "allowed: 1000 to"),
+        ({"worker": {"uid_base": 64533}}, "worker.uid_base", "allowed: 1000 to 64532, 65535 to"),
+        ({"worker": {"uid_base": 65534}}, "worker.uid_base", "sandboxd's own, 65532 to 65534"),
         ({"worker": {"spares": 65}}, "worker.spares", "allowed: 0 to 64"),
         ({"front": {"user": ""}}, "front.user", "must not be empty"),
         ({"worker": {"spin_us": "50us"}}, "worker.spin_us", "must be an integer"),
@@ -194,6 +199,14 @@ def test_bad_values(document: Any, key: str, problem: str) -> None:
     assert found.key == key
     assert problem in str(found)
     assert found.line > 0
+
+
+@pytest.mark.parametrize("base", [1000, 64532, 65535, 2**31])
+def test_no_tenant_can_have_a_uid_of_our_own(base: int) -> None:
+    """What is just outside is accepted; the range holds every uid that the jails take."""
+    assert parse({"worker": {"uid_base": base}}).worker.uid_base == base
+    assert {FRONT_UID, SPARE_UID, INSIDE_ID} == set(limits.OUR_UIDS)
+    assert not set(range(base, base + limits.MAX_TENANTS)) & set(limits.OUR_UIDS)
 
 
 def test_bad_yaml_names_the_line() -> None:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of, split_plugin
+from sandboxd.commands.ask import ask
+from sandboxd.commands.common import Colours, Subparsers, add_config_arguments
 from sandboxd.log import one_line
 from sandboxd.protos import admin_pb2 as admin
 
-TIMEOUT_S = 10.0
 Json = dict[str, Any]
 
 
@@ -24,7 +24,7 @@ def add_parser(commands: Subparsers) -> None:
         description="Show the last crashes of plugins with their causes and backtraces, and which plugins are in "
         "quarantine. They outlive the daemon. Exit status 1 if a plugin is in quarantine.",
     )
-    parser.add_argument("plugin", metavar="TENANT[/PLUGIN]", nargs="?", default="", help="only these (default: all)")
+    parser.add_argument("plugin", metavar="TENANT[/PLUGIN]", nargs="?", help="only these (default: all)")
     add_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -32,11 +32,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the daemon and print its answer."""
-    from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
-
-    tenant, plugin = split_plugin(args.plugin) if args.plugin else ("", "")
-    request = admin.AdminRequest(command=admin.ADMIN_COMMAND_CRASHES, tenant=tenant, plugin=plugin)
-    entries = call(admin_socket(config_of(args)), request, TIMEOUT_S)["entries"]
+    entries = ask(args, admin.ADMIN_COMMAND_CRASHES)["entries"]
     if args.json:
         print(json.dumps({"entries": entries}, indent=2))
     else:

@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of, split_plugin
+from sandboxd.commands.ask import ask
+from sandboxd.commands.common import Colours, Subparsers, add_config_arguments
 from sandboxd.protos import admin_pb2 as admin
 
 RELOAD_TIMEOUT_S = 300.0
@@ -37,11 +38,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send the command and print what came of each tenant."""
-    from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
-
-    tenant, plugin = split_plugin(args.plugin) if "plugin" in args else ("", "")
-    request = admin.AdminRequest(command=args.admin_command, tenant=tenant, plugin=plugin)
-    body = call(admin_socket(config_of(args)), request, RELOAD_TIMEOUT_S)
+    body = ask(args, args.admin_command, RELOAD_TIMEOUT_S)
     if args.json:
         print(json.dumps(body, indent=2))
     else:

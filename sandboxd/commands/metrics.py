@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from sandboxd.commands.common import Subparsers, add_config_arguments, config_of, split_plugin
+from sandboxd.commands.ask import ask
+from sandboxd.commands.common import Subparsers, add_config_arguments
 from sandboxd.protos import admin_pb2 as admin
-
-TIMEOUT_S = 10.0
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -20,7 +19,7 @@ def add_parser(commands: Subparsers) -> None:
         "With TENANT or TENANT/PLUGIN only the series that carry these labels. For Prometheus itself, declare "
         "`metrics` in the daemon's file.",
     )
-    parser.add_argument("plugin", metavar="TENANT[/PLUGIN]", nargs="?", default="", help="only these (default: all)")
+    parser.add_argument("plugin", metavar="TENANT[/PLUGIN]", nargs="?", help="only these (default: all)")
     add_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -28,12 +27,9 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the daemon and print its answer."""
-    from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
     from sandboxd.supervisor.metrics_text import exposition, from_json  # noqa: PLC0415
 
-    tenant, plugin = split_plugin(args.plugin) if args.plugin else ("", "")
-    request = admin.AdminRequest(command=admin.ADMIN_COMMAND_METRICS, tenant=tenant, plugin=plugin)
-    families = call(admin_socket(config_of(args)), request, TIMEOUT_S)["families"]
+    families = ask(args, admin.ADMIN_COMMAND_METRICS)["families"]
     if args.json:
         print(json.dumps({"families": families}, indent=2))
     else:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sandboxd.commands import crashes
-from sandboxd.commands.common import Colours, Subparsers, add_config_arguments, config_of
+from sandboxd.commands.ask import ask
+from sandboxd.commands.common import Colours, Subparsers, add_config_arguments
 from sandboxd.log import one_line
 from sandboxd.protos import admin_pb2 as admin
 
-STATUS_TIMEOUT_S = 10.0
 Json = dict[str, Any]
 
 
@@ -31,10 +31,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the daemon and print its answer."""
-    from sandboxd.supervisor.admin import admin_socket, call  # noqa: PLC0415
-
-    request = admin.AdminRequest(command=admin.ADMIN_COMMAND_STATUS)
-    body = call(admin_socket(config_of(args)), request, STATUS_TIMEOUT_S)
+    body = ask(args, admin.ADMIN_COMMAND_STATUS)
     if args.json:
         print(json.dumps(body, indent=2))
     else:

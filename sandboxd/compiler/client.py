@@ -27,6 +27,7 @@ from typing import Final
 from sandboxd.compiler.cache import ArtefactCache
 from sandboxd.compiler.frames import ExitCode, Job, encode
 from sandboxd.compiler.rejections import Rejections
+from sandboxd.compiler.running import Running
 from sandboxd.errors import InternalError, ModuleRejected, WorkerError
 from sandboxd.hostcore import build as hostcore_build
 from sandboxd.jail import full_plan
@@ -48,6 +49,7 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 _log = logging.getLogger(__name__)
 
 _rejections: Final = Rejections()
+_running: Final = Running()
 
 
 class CompilerOverwhelmed(ModuleRejected):
@@ -109,7 +111,7 @@ def check_module(module: bytes, settings: CompileSettings, host: HostCode | None
     compilation.
 
     Raises:
-        ModuleRejected: it cannot be linked; the text lists every reason.
+        ModuleRejected: it cannot be linked; the text lists the reasons, as `sandboxd.vm.link.plan` does.
     """
     host = host or host_code()
     return plan(parse(module), settings.granted, settings.memory_bytes, parse(host.hostcore).functions())
@@ -173,13 +175,21 @@ def compile_module(
         time.monotonic() - started,
     )
     if cache is not None:
-        cache.put(key, bundle.data)
+        try:
+            cache.put(key, bundle.data)
+        except OSError as error:  # a full disk keeps nobody from serving
+            _log.warning("artefact cache: module %s cannot be kept: %s", digest[:12], error)
     return bundle
 
 
 def try_again(module_sha256: str) -> None:
     """Forget that a module made the compiler hang or blow up."""
     _rejections.forget(module_sha256)
+
+
+def stop() -> None:
+    """Kill all compilers, for the daemon ends; who waits for one gets a `WorkerError`, and so does who asks later."""
+    _running.stop()
 
 
 async def compile_module_async(
@@ -258,7 +268,8 @@ def _run(job: bytes, timeout_s: float, jailer: Jailer) -> bytes:
                 memory_bytes=MEMORY_BYTES,
                 result_bytes=MAX_BUNDLE_BYTES,
             )
-            process.communicate(full_plan.encode(plan), timeout_s)
+            with _running.noted(process):
+                process.communicate(full_plan.encode(plan), timeout_s)
             code = process.returncode
         except subprocess.TimeoutExpired:
             text = f"compiling the module took more than {timeout_s:g} s"

@@ -8,6 +8,7 @@ configuration or environment value.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,16 @@ business.
 """
 
 _TENANT_KEYS = ("tenant", "isolation", "shared", "plugins")
+
+# No user, password, query or fragment; of the authority and the path only what the client cannot misread.
+_STORE_LABEL = "[A-Za-z0-9_-]{1,63}"
+_STORE_HOST = rf"{_STORE_LABEL}(?:\.{_STORE_LABEL})*|\[[0-9A-Fa-f:.]+\]"
+_STORE_TCP = re.compile(rf"rediss?://(?:{_STORE_HOST})(?::[0-9]{{1,5}})?(?:/[0-9]{{0,5}})?")
+_STORE_UNIX = re.compile(r"unix://(/[^\s\x00-\x1f?#%]*[^\s\x00-\x1f?#%/])")
+_STORE_FORMS = (
+    "redis://HOST:PORT/DB or rediss://HOST:PORT/DB, with PORT 1 to 65535 and DB a number",
+    "unix:///PATH",
+)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -181,13 +192,26 @@ def _isolation(value: Value | None) -> Isolation:
     )
 
 
+def _store_address(value: Value) -> str:
+    """Return the URL of a store: one that the client takes, and takes as it is meant."""
+    text = value.string()
+    if (socket := _STORE_UNIX.fullmatch(text)) is not None:
+        if len(socket[1].encode()) > limits.MAX_UNIX_PATH_BYTES:
+            raise value.fail(f"has a longer path than a Unix socket may have ({limits.MAX_UNIX_PATH_BYTES} bytes)")
+        return text
+    try:
+        # The port is read for its range, and an address in brackets when the URL is split.
+        if _STORE_TCP.fullmatch(text) is None or urlsplit(text).port == 0:
+            raise ValueError
+    except ValueError:
+        raise value.fail("is not the address of a store", _STORE_FORMS) from None
+    return text
+
+
 def _backend(value: Value, modules: Modules) -> SharedBackend:
     section = value.section(("url", "timeout", "password_file"))
     url, timeout, password = section.need("url"), section.get("timeout"), section.get("password_file")
-    text = url.string()
-    parts = urlsplit(text)
-    if parts.scheme not in ("redis", "rediss", "unix") or parts.username or parts.password or parts.query:
-        raise url.fail("is not the address of a store", ("redis://HOST:PORT/DB, rediss://..., unix:///PATH",))
+    text = _store_address(url)
     file = modules.root / password.string() if password else None
     if modules.must_exist and password and file is not None and not file.is_file():
         raise password.fail(f"{file}: is not a file that can be read")

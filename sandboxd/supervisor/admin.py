@@ -73,10 +73,11 @@ class AdminServer:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request = await _read_request(reader)
-            response = await self._answer(request)
-            data = response.SerializeToString()
-            writer.write(_LENGTH.pack(len(data)) + data)
+            _write(writer, await self._answer(request))
             await writer.drain()
+        except asyncio.CancelledError:
+            # Only the end of the event loop cancels. Not raised again: Python 3.11 would log it as an error.
+            _write(writer, admin.AdminResponse(ok=False, error="the daemon ends"))
         except (OSError, EOFError, TimeoutError, ValueError, DecodeError) as error:
             _log.debug("a request on the admin socket was dropped: %s", error)
         finally:
@@ -91,6 +92,11 @@ class AdminServer:
             _log.exception("a request on the admin socket failed")
             return admin.AdminResponse(ok=False, error="internal error; see the daemon's log")
         return admin.AdminResponse(ok=True, body_json=json.dumps(body))
+
+
+def _write(writer: asyncio.StreamWriter, response: admin.AdminResponse) -> None:
+    data = response.SerializeToString()
+    writer.write(_LENGTH.pack(len(data)) + data)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> admin.AdminRequest:

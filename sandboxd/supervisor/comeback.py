@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from sandboxd.supervisor.backoff import Backoff
+
+_log = logging.getLogger(__name__)
+
+MIN_DELAY_S = 1.0
+"""Before a start is tried again that failed in a way that nobody reckoned with."""
 
 
 class Comeback:
@@ -23,12 +29,20 @@ class Comeback:
         """Of starts that failed without any plugin's doing."""
         self._planned: asyncio.Task[None] | None = None
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether a start lies ahead; not while it is being made."""
+        return self._planned is not None
+
     def delay_s(self) -> float:
         """Take note of a failure that is no plugin's doing; return how many seconds to wait."""
         return self._backoff.failed(self._loop.time())
 
     def plan(self, start: Callable[[], Awaitable[None]], delay_s: float) -> None:
-        """Call ``start``, with the lock held, in so many seconds; what was planned before is off."""
+        """
+        Call ``start``, with the lock held, in so many seconds; what was planned before is off. If it raises, it is
+        called again later.
+        """
         self.cancel()
         self._planned = self._loop.create_task(self._later(start, delay_s))
 
@@ -36,7 +50,12 @@ class Comeback:
         await asyncio.sleep(delay_s)
         async with self._lock:
             self._planned = None
-            await start()
+            try:
+                await start()
+            except Exception:
+                _log.exception("a planned start failed; it is tried again")
+                if self._planned is None:
+                    self.plan(start, max(MIN_DELAY_S, self.delay_s()))
 
     def cancel(self) -> None:
         """Nothing is planned any more; a start that is being made goes on."""

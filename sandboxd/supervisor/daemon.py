@@ -9,6 +9,7 @@ import signal
 from typing import Any
 
 from sandboxd import limits, log
+from sandboxd.compiler import client as compiler
 from sandboxd.config import DaemonConfig, LogLevel
 from sandboxd.doctor.run import self_test
 from sandboxd.errors import JailError, OperatorError, WorkerError
@@ -21,6 +22,7 @@ from sandboxd.supervisor.cgroups import Cgroups
 from sandboxd.supervisor.deployer import Services
 from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
 from sandboxd.supervisor.fronts import Front, Fronts
+from sandboxd.supervisor.leaving import UnwaitedExecutor
 from sandboxd.supervisor.ledger import Ledger
 from sandboxd.supervisor.ledger_file import FILE_NAME as LEDGER_NAME
 from sandboxd.supervisor.ledger_file import LedgerFile
@@ -42,6 +44,11 @@ from sandboxd.supervisor.zygote import Zygote
 _log = logging.getLogger(__name__)
 
 FRONTS_READY_TIMEOUT_S = 60.0
+EXTEND_START_S = 60.0
+"""
+How long the service manager goes on waiting for a start after each word from us. Each module may take two minutes to
+compile, and there may be many; so no fixed time is enough for all.
+"""
 DRAIN_TIMEOUT_S = 30.0
 """How long streams of an older version may go on after a reload."""
 STOP_GRACE_S = 10.0
@@ -87,7 +94,9 @@ class Daemon:
     async def run(self, loaded: PolicyDirectory) -> int:
         """Start everything, serve, stop everything; return the exit status."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(UnwaitedExecutor(thread_name_prefix="work"))
         self._stop = asyncio.Event()
+        self._started = asyncio.Event()
         self._compilers = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self.fronts = Fronts(self._zygote, self._config.front.processes, self)
         self.egress = Egress(self._zygote)
@@ -125,15 +134,19 @@ class Daemon:
             await ledger_file.close()
             for task in self._background:
                 task.cancel()
+            compiler.stop()
         return self._exit_status
 
     async def _start(self, loaded: PolicyDirectory) -> None:
         starting = self._spawn(self._start_serving(loaded))
+        extending = self._spawn(self._extend_start())
         stopping = self._loop.create_task(self._stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        extending.cancel()
         if starting.done():
             starting.result()
+        starting.cancel()
 
     async def _start_serving(self, loaded: PolicyDirectory) -> None:
         ready, _ = await asyncio.gather(self.fronts.wait_ready(FRONTS_READY_TIMEOUT_S), self._self_test())
@@ -144,6 +157,7 @@ class Daemon:
             self.attach.start()
         self._metrics.start()
         self._spares.start()
+        self._started.set()
         self._notifier.ready(self._status.summary())
         _log.info("ready: %s", self._status.summary())
         if self._notifier.watchdog_s:
@@ -206,6 +220,7 @@ class Daemon:
             status=self._status,
             metrics=self._metrics,
             notifier=self._notifier,
+            started=self._started,
         )
 
     def _attach_server(self) -> AttachServer | None:
@@ -271,6 +286,11 @@ class Daemon:
         self._stop.set()
 
     # --- tasks ---
+
+    async def _extend_start(self) -> None:
+        while True:
+            await asyncio.sleep(EXTEND_START_S / 3)
+            self._notifier.still_starting(EXTEND_START_S)
 
     async def _watchdog(self, period_s: float) -> None:
         while True:

@@ -8,6 +8,7 @@ go on, then the worker ends), and ends for good when its worker does.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,7 +33,10 @@ from sandboxd.supervisor.vm_set import VmSet
 from sandboxd.supervisor.vms import Vm
 from sandboxd.supervisor.worker_requests import WorkerRequests, open_store
 
+_log = logging.getLogger(__name__)
+
 LOAD_TIMEOUT_S = 60.0
+SYNC_RETRY_S = 1.0
 START_SLACK_S = 10.0
 """Beyond the policy's own start_time, which the worker keeps."""
 
@@ -75,7 +79,7 @@ class Deployment:
         self.crashes = crashes
         self.shared = shared
         self.retired = False
-        self.gone = False
+        self._end: WorkerError | None = None
         self.problems: dict[str, str] = {name: p.text for name, p in prepared.problems.items()}
         """Why a plugin does not run, by name."""
         self.load_ns: dict[str, int] = {}
@@ -84,16 +88,22 @@ class Deployment:
         self._loaded: dict[int, asyncio.Future[str]] = {}
         self._all_loaded = False
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._sync_timer: asyncio.TimerHandle | None = None
         store = open_store(prepared.policy)
         self.worker = WorkerProcess(spec, self._event, self._worker_gone)
-        self.requests = WorkerRequests(
-            prepared, self.worker, plugin_ids=self._plugin_ids, redaction_key=redaction_key, egress=egress, store=store
-        )
+        ids = self._plugin_ids
+        try:
+            self.requests = WorkerRequests(
+                prepared, self.worker, plugin_ids=ids, redaction_key=redaction_key, egress=egress, store=store
+            )
+        except BaseException:  # for want of a memory file
+            self.worker.abandon()
+            raise
         self.vms = VmSet(
             prepared,
             self.worker,
             self.requests,
-            plugin_ids=self._plugin_ids,
+            plugin_ids=ids,
             settings=settings,
             shared=shared,
             metrics=metrics,
@@ -111,6 +121,11 @@ class Deployment:
             prepared, self.worker, self.vms, self.news, crashes=crashes, problems=self.problems, settings=settings
         )
 
+    @property
+    def gone(self) -> bool:
+        """Whether the worker has ended."""
+        return self._end is not None
+
     # --- life ---
 
     async def start(self) -> None:
@@ -124,8 +139,10 @@ class Deployment:
         self._check_layers()
         await asyncio.gather(*(self._load(name) for name in self.prepared.plugins))
         self._all_loaded = True
-        self.sync_fronts()
+        self._sync_fronts()
         await asyncio.gather(*(self._first_outcome(vm) for vm in self.vms.all()))
+        if self._end is not None:  # after its last VM had started, and before this coroutine had its turn
+            raise self._end
 
     def _check_layers(self) -> None:
         """
@@ -193,7 +210,19 @@ class Deployment:
     # --- its channels ---
 
     def sync_fronts(self) -> None:
-        """Open VMs for fronts that have none yet, and close those of fronts that are gone."""
+        """
+        Open VMs for fronts that have none yet, and close those of fronts that are gone; again later if there are no
+        descriptors or memory files for them now.
+        """
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
+        try:
+            self._sync_fronts()
+        except OSError as error:
+            _log.error("tenant %s: no channel can be made for a front: %s; it is tried again", self.tenant, error)
+            self._sync_timer = self._loop.call_later(SYNC_RETRY_S, self.sync_fronts)
+
+    def _sync_fronts(self) -> None:
         if self.gone or not self._all_loaded:  # the first VM closes the worker's jail for further plugins
             return
         fronts = self._fronts.ready
@@ -272,11 +301,11 @@ class Deployment:
             loaded.set_result(event.error)
 
     def _worker_gone(self, end: Exit) -> None:
-        self.gone = True
+        self._end = error = WorkerError(f"worker {self.worker.pid} {end.sentence}")
         self.requests.close()
-        if self._drain_timer is not None:
-            self._drain_timer.cancel()
-        error = WorkerError(f"worker {self.worker.pid} {end.sentence}")
+        for timer in (self._drain_timer, self._sync_timer):
+            if timer is not None:
+                timer.cancel()
         outcomes = [vm.first_outcome for vm in self.vms.all()]
         waiting: list[asyncio.Future[Any]] = [self._ready, *self._loaded.values(), *outcomes]
         for future in waiting:

@@ -6,11 +6,7 @@ watched, and replaced when it dies. Callouts that were under way then get no ans
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import socket
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +15,11 @@ from google.protobuf.message import DecodeError
 
 from sandboxd.limits import MIB
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import exits, frames
+from sandboxd.supervisor import exits
 from sandboxd.supervisor.backoff import SHARED_DELAY_S, Backoff
 from sandboxd.supervisor.callouts import CalloutRoute, Rules
+from sandboxd.supervisor.child_link import ChildLink, UnreadableError
 from sandboxd.supervisor.egress_counters import EgressCounters, read_counters
-from sandboxd.supervisor.outbox import Outbox, OutboxFullError
 from sandboxd.supervisor.throttle import Throttle
 from sandboxd.supervisor.zygote import Zygote
 
@@ -31,10 +27,6 @@ _log = logging.getLogger(__name__)
 
 EGRESS_INDEX = 0xFFFF_FFFF
 """What the zygote knows it by: no front has this number."""
-STATUS_PERIOD_S = 2.0
-STATUS_TIMEOUT_S = 30.0
-"""A broker whose loop is silent for so long is replaced."""
-FRAMES_PER_TURN = 64
 CONGESTED_FRAMES = 512
 MAX_STATUS_BYTES = 16 * MIB
 """Of its counters."""
@@ -78,7 +70,7 @@ class Egress:
     @property
     def congested(self) -> bool:
         """Whether so much waits for the broker that workers must wait before they say more."""
-        return self._link is not None and self._link.waiting > CONGESTED_FRAMES
+        return self._link is not None and self._link.child.waiting > CONGESTED_FRAMES
 
     def open(
         self, rules: Rules, to_worker: Callable[[control.ToWorker], None], queued_bytes: Callable[[], int]
@@ -116,7 +108,7 @@ class Egress:
         if self._timer is not None:
             self._timer.cancel()
         if self._link is not None:
-            self._link.close()
+            self._link.child.close()
             self._link = None
 
     # --- Broker of the routes ---
@@ -124,7 +116,7 @@ class Egress:
     def send(self, frame: control.ToEgress, fds: tuple[int, ...] = ()) -> None:
         """Send a frame; a broker that does not read is replaced."""
         if self._link is not None:
-            self._link.send(frame, fds)
+            self._link.child.send(frame, fds)
 
     def forget(self, route: CalloutRoute) -> None:
         """A worker is gone."""
@@ -139,8 +131,8 @@ class Egress:
             return
         try:
             self._link = link = _Link(self)
-            with link.theirs:
-                self._zygote.ask(EGRESS_INDEX, link.theirs)
+            with link.child.theirs:
+                self._zygote.ask(EGRESS_INDEX, link.child.theirs)
             self._asked.append(link)
         except OSError as error:
             _log.critical("the egress broker cannot be forked: %s", error)
@@ -177,8 +169,7 @@ class Egress:
         """Its control socket ended, or shall: start another one."""
         link, self._link = self._link, None
         if link is not None:
-            link.kill()
-            link.close()
+            link.end()
         for route in list(self._routes.values()):
             route.broker_lost()
         if self._stopping or self._timer is not None:
@@ -190,102 +181,42 @@ class Egress:
 
 
 class _Link:
-    """The control socket of one broker process."""
+    """The control socket of one broker process, and what it has said."""
 
     def __init__(self, owner: Egress) -> None:
         self._owner = owner
-        self._loop = asyncio.get_running_loop()
         self.pid = 0
-        self._process: int | None = None
-        """A pidfd: the number may be another process's as soon as the zygote has seen the end of this one."""
-        self._number = 0
         self._text = ""
-        self._last_word_s = self._loop.time()
-        pair = frames.Pair()
-        self._socket, self.theirs = pair.ours, pair.theirs
-        for end in (self._socket, self.theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        self._socket.setblocking(False)
-        self._outbox = Outbox(self._loop, self._socket)
-        self._loop.add_reader(self._socket, self._readable)
-        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
-
-    def send(self, frame: control.ToEgress, fds: tuple[int, ...]) -> None:
-        try:
-            self._outbox.send(frame, fds)
-        except OutboxFullError as error:
-            # Not from here: whoever sends may be in the middle of something.
-            self._loop.call_soon(self._end, str(error))
-
-    @property
-    def waiting(self) -> int:
-        """Frames that it has not read, beside those in the kernel."""
-        return len(self._outbox)
-
-    def close(self) -> None:
-        self._timer.cancel()
-        self._let_go()
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._outbox.close()
-            self._socket.close()
+        self.child = ChildLink(
+            question=lambda number: control.ToEgress(status=control.EgressStatusRequest(number=number)),
+            heard=self._heard,
+            ended=owner.ended,
+            buffer_bytes=SOCKET_BYTES,
+        )
 
     def forked(self, pid: int) -> None:
         """It is this process."""
         self.pid = pid
-        with contextlib.suppress(OSError):  # its end is already on its way to us
-            self._process = os.pidfd_open(pid)
-        if self._socket.fileno() < 0:
-            self.kill()
-            self._let_go()
+        self.child.forked(pid)
+        if not self.child.connected:
+            self.child.kill()
+            self.child.close()
 
     def exited(self) -> None:
         """There is no process any more."""
         self.pid = 0
-        self._let_go()
+        self.child.exited()
 
-    def kill(self) -> None:
-        """It may have closed its socket without dying."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+    def end(self) -> None:
+        """End the process, which may have closed its socket without dying."""
+        self.child.kill()
+        self.child.close()
 
-    def _let_go(self) -> None:
-        if self._process is not None:
-            os.close(self._process)
-            self._process = None
-
-    def _end(self, why: str) -> None:
-        if self._socket.fileno() >= 0:
-            self._owner.ended(why)
-
-    def _pulse(self) -> None:
-        if self._loop.time() - self._last_word_s > STATUS_TIMEOUT_S:
-            self._end("does not answer")
-            return
-        self._number += 1
-        self.send(control.ToEgress(status=control.EgressStatusRequest(number=self._number)), ())
-        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
-
-    def _readable(self) -> None:
-        for _ in range(FRAMES_PER_TURN):
-            try:
-                data = frames.receive_plain(self._socket)
-            except BlockingIOError:
-                return
-            except (OSError, frames.FrameTooLongError):
-                data = b""
-            if not data:
-                self._end("is gone")
-                return
-            self._last_word_s = self._loop.time()
-            try:
-                self._handle(control.FromEgress.FromString(data))
-            except (DecodeError, ValueError, RecursionError) as error:  # it reads what strangers send
-                self._end(f"sent what cannot be read ({type(error).__name__})")
-                return
-            if self._socket.fileno() < 0:
-                return
+    def _heard(self, data: bytes) -> None:
+        try:
+            self._handle(control.FromEgress.FromString(data))
+        except (DecodeError, ValueError, RecursionError) as error:  # it reads what strangers send
+            raise UnreadableError(type(error).__name__) from error
 
     def _handle(self, frame: control.FromEgress) -> None:
         match frame.WhichOneof("frame"):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor.prepare import PreparedPlugin
+from sandboxd.text import cut_bytes
+
+MAX_REASON_BYTES = 4096
+"""Much less than a frame; a reason may be made of what all plugins of a tenant say."""
 
 
 def attach(
@@ -34,20 +38,22 @@ def attach(
 
 
 def detach(channel_id: int, reason: str) -> control.ToFront:
-    """Return the frame that says that a channel is dead."""
-    return control.ToFront(detach=control.Detach(channel_id=channel_id, reason=reason))
+    """Return the frame that says that a channel is dead; a long reason is cut."""
+    return control.ToFront(detach=control.Detach(channel_id=channel_id, reason=cut_bytes(reason, MAX_REASON_BYTES)))
 
 
 def plugin_down(
     policy: TenantPolicy, plugin: str, reason: str, *, removed: bool = False, starting: bool = False
 ) -> control.ToFront:
-    """Return the frame that says that no VM of a plugin can run now; the policy's text goes with it."""
+    """
+    Return the frame that says that no VM of a plugin can run now; a long reason is cut. The policy's text goes with it.
+    """
     return control.ToFront(
         plugin_down=control.PluginDown(
             tenant=policy.tenant,
             plugin=plugin,
             policy_path=policy.source_path,
-            reason=reason,
+            reason=cut_bytes(reason, MAX_REASON_BYTES),
             removed=removed,
             starting=starting,
         )

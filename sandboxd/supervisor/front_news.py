@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sandboxd.errors import SandboxdError
 from sandboxd.policy.model import TenantPolicy
 from sandboxd.supervisor import front_frames
 from sandboxd.supervisor.crash_reports import CrashReports
-from sandboxd.supervisor.prepare import Blob, PreparedTenant
+from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text
 from sandboxd.supervisor.settings import Settings
 from sandboxd.supervisor.users import ChannelUser, UserSet, is_for
 from sandboxd.supervisor.vm_set import VmSet
@@ -40,6 +41,25 @@ class Herald:
         for user in users:
             for plugin in self.policy.plugins:
                 self.down(user, plugin.name, reason, removed=removed, starting=starting)
+
+
+def tell_why_down(
+    policy: TenantPolicy, prepared: PreparedTenant | None, users: Iterable[ChannelUser], error: str
+) -> None:
+    """
+    Tell users of a tenant that serves nothing yet, so that its streams get its failure policy.
+
+    Args:
+        policy: the version that should run.
+        prepared: the same or an older one, if one was prepared: its text is at hand.
+        users: who is told.
+        error: why it does not run; empty: it is starting.
+    """
+    try:
+        text = prepared.text if prepared else Blob("policy", policy_text(policy).encode())
+    except (SandboxdError, OSError):
+        return  # the file has changed since, or there is no memory file to be had: who applies it says so
+    Herald(policy, text).all_down(users, error or "it is starting", starting=not error)
 
 
 class FrontNews:

@@ -24,7 +24,7 @@ Counts = Mapping[str, Mapping[str, int]]
 def read(text: str) -> Counts:
     """Return a front's word as counters; what is none is left out."""
     found: dict[str, dict[str, int]] = {}
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(text)
         for key, counters in parsed.items() if isinstance(parsed, dict) else ():
             if isinstance(counters, dict):

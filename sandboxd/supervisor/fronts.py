@@ -1,8 +1,7 @@
 """
 The supervisor's side of the front processes: forked through the zygote, watched, replaced when they die.
 
-Fronts are trusted, so their frames are read as they are; their order is still checked, to find our own bugs
-early.
+Fronts are trusted, so their frames are taken at their word; one whose frames cannot be read is replaced all the same.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
+
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import exits, frames
+from sandboxd.supervisor import exits
 from sandboxd.supervisor.backoff import SHARED_DELAY_S, Backoff
-from sandboxd.supervisor.outbox import Outbox, OutboxFullError
+from sandboxd.supervisor.child_link import ChildLink, UnreadableError
 from sandboxd.supervisor.zygote import Report, Zygote
 
 _log = logging.getLogger(__name__)
 
-STATUS_PERIOD_S = 2.0
-STATUS_TIMEOUT_S = 30.0
-"""A front whose event loop is silent for so long is replaced."""
 END_GRACE_S = 1.0
 """How long a front may take from closing its control socket to its end."""
-FRAMES_PER_TURN = 64
 FRONT_REFUSED = 2
 """Exit status of a front that the operator's configuration keeps from serving."""
 
@@ -83,23 +80,22 @@ class Front:
         self.counters_json = "{}"
         self.is_ready = False
         self.started_s = self._loop.time()
-        self._status_number = 0
-        self._last_word_s = self._loop.time()
-        with frames.Pair() as pair:
-            self._socket = pair.ours
-            owner.zygote.ask(index, pair.theirs)
-        self._socket.setblocking(False)
-        self._outbox = Outbox(self._loop, self._socket)
-        self._loop.add_reader(self._socket, self._readable)
-        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
         self._status_waiters: list[asyncio.Future[None]] = []
+        self.link = ChildLink(
+            question=lambda number: control.ToFront(status=control.FrontStatusRequest(number=number)),
+            heard=self._heard,
+            ended=lambda why: owner.ended(self, why),
+        )
+        try:
+            with self.link.theirs:
+                owner.zygote.ask(index, self.link.theirs)
+        except OSError:
+            self.link.close()
+            raise
 
     def send(self, frame: control.ToFront, fds: Sequence[int] = ()) -> None:
         """Send a frame; a front that does not read is replaced."""
-        try:
-            self._outbox.send(frame, fds)
-        except OutboxFullError as error:
-            self.kill(str(error))
+        self.link.send(frame, fds)
 
     def wants(self, tenant: str, plugin: str) -> bool:  # noqa: ARG002  (as every user of channels)
         """Return True: a front serves every plugin."""
@@ -108,33 +104,19 @@ class Front:
     def superseded(self, channel_id: int) -> None:
         """Do nothing: the new version's channel tells a front by itself."""
 
-    def kill(self, reason: str) -> None:
-        """SIGKILL; the end of its socket follows."""
-        _log.error("front %d (pid %d) is killed: it %s", self.index, self.pid, reason)
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-
     async def refresh(self, timeout_s: float) -> None:
         """Ask for fresh counters; returns when they are here or the time is over."""
         waiter = self._loop.create_future()
         self._status_waiters.append(waiter)
-        self._ask_status()
+        self.link.ask()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(waiter, timeout_s)
-
-    def close(self) -> None:
-        """Close our end, which ends the front."""
-        self._timer.cancel()
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._outbox.close()
-            self._socket.close()
 
     def forked(self, pid: int) -> None:
         """Take note of the process; its own first word may have come before the zygote's."""
         self.pid = pid
-        if self.addresses:
+        self.link.forked(pid)
+        if self.addresses and self.link.connected:
             self._now_ready()
 
     def _now_ready(self) -> None:
@@ -142,31 +124,12 @@ class Front:
             self.is_ready = True
             self._owner.listener.front_ready(self)
 
-    def _ask_status(self) -> None:
-        self._status_number += 1
-        self.send(control.ToFront(status=control.FrontStatusRequest(number=self._status_number)))
-
-    def _pulse(self) -> None:
-        if self._loop.time() - self._last_word_s > STATUS_TIMEOUT_S:
-            self.kill("does not answer")
-            return
-        self._ask_status()
-        self._timer = self._loop.call_later(STATUS_PERIOD_S, self._pulse)
-
-    def _readable(self) -> None:
-        for _ in range(FRAMES_PER_TURN):
-            try:
-                data = frames.receive_plain(self._socket)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.close()
-                self._owner.ended(self)
-                return
-            self._last_word_s = self._loop.time()
-            self._handle(control.FromFront.FromString(data))
+    def _heard(self, data: bytes) -> None:
+        try:
+            frame = control.FromFront.FromString(data)
+        except DecodeError as error:
+            raise UnreadableError(type(error).__name__) from error
+        self._handle(frame)
 
     def _handle(self, frame: control.FromFront) -> None:
         listener = self._owner.listener
@@ -203,8 +166,10 @@ class Fronts:
         self._stopping = False
         self._gone: asyncio.Event = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._dying: dict[int, asyncio.TimerHandle] = {}
-        """Fronts without a control socket, by pid: what kills them if they do not end by themselves."""
+        self._asked: dict[int, deque[Front]] = {index: deque() for index in range(count)}
+        """Those that the zygote has been asked for and has not told the process of; it answers in order."""
+        self._dying: dict[int, tuple[Front, asyncio.TimerHandle]] = {}
+        """Fronts without a control socket, by pid, and what kills them if they do not end by themselves."""
 
     @property
     def reachable(self) -> dict[int, Front]:
@@ -248,41 +213,41 @@ class Fronts:
                     self._gone.clear()
                     await self._gone.wait()
         for front in self.all:
-            front.close()
+            front.link.close()
         self._loop.remove_reader(self.zygote.socket)
 
-    def ended(self, front: Front) -> None:
-        """A front's control socket ended: replace it."""
-        if self._fronts.get(front.index) is not front:
-            return
+    def ended(self, front: Front, why: str) -> None:
+        """A front's control socket ended, or it was killed: replace it."""
+        front.link.disconnect()
         del self._fronts[front.index]
         self._gone.set()
         self.listener.front_gone(front)
         if self._stopping:
+            front.link.close()
             return
-        if front.pid:
-            # It may have closed its socket without dying. It gets the time to say why it ends.
-            self._dying[front.pid] = self._loop.call_later(END_GRACE_S, self._kill, front.pid)
+        self._let_die(front)
         self.restarts += 1
         # Not at once: the zygote's word on how it ended may be that a new one is no use.
         delay_s = max(0.05, self._backoffs[front.index].failed(self._loop.time()))
-        _log.error("front %d (pid %d) is gone; a new one starts in %.1f s", front.index, front.pid, delay_s)
+        _log.error("front %d (pid %d) %s; a new one starts in %.1f s", front.index, front.pid, why, delay_s)
         self._timers.add(self._loop.call_later(delay_s, self._start_one, front.index))
 
-    def _kill(self, pid: int) -> None:
-        del self._dying[pid]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    def _let_die(self, front: Front) -> None:
+        """It may have closed its socket without dying, and gets the time to say why it ends."""
+        if front.link.has_process:
+            self._dying[front.pid] = front, self._loop.call_later(END_GRACE_S, front.link.kill)
 
     def _start_one(self, index: int) -> None:
         if self._stopping:
             return
         try:
-            front = self._fronts[index] = Front(self, index)
+            front = Front(self, index)
         except OSError as error:
             _log.critical("no front can be forked: %s", error)
             self.listener.zygote_gone()
             return
+        self._fronts[index] = front
+        self._asked[index].append(front)
         self.listener.front_asked(front)
         front.send(control.ToFront(serve=control.Serve()))
 
@@ -305,14 +270,23 @@ class Fronts:
         elif kind is Report.EXITED:
             self._exited(index, pid, status)
         elif kind is Report.NOT_FORKED:
+            self._asked[index].popleft()
             _log.error("front %d cannot be forked: %s", index, os.strerror(status))  # the end of its socket follows
-        elif (front := self._fronts.get(index)) is not None and front.pid == 0:
-            front.forked(pid)
+        else:
+            self._forked(self._asked[index].popleft(), pid)
+
+    def _forked(self, front: Front, pid: int) -> None:
+        front.forked(pid)
+        if not front.link.connected:  # it has ended meanwhile, or nobody waits for it any more
+            self._let_die(front)
 
     def _exited(self, index: int, pid: int, status: int) -> None:
-        dying = self._dying.pop(pid, None)
-        if dying is not None:
-            dying.cancel()
+        if pid in self._dying:
+            front, timer = self._dying.pop(pid)
+            timer.cancel()
+            front.link.exited()
+        elif (serving := self._fronts.get(index)) is not None and serving.pid == pid:
+            serving.link.exited()
         if not self._stopping:
             _log.error("front %d (pid %d) %s", index, pid, exits.sentence(status))
             if status == FRONT_REFUSED:

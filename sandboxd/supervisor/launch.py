@@ -32,6 +32,12 @@ class Launched:
     control_fd: int
     """Its end, by its number there."""
 
+    def kill(self) -> None:
+        """End it now."""
+        self.process.kill()
+        self.process.communicate()
+        self.socket.close()
+
     def close(self) -> None:
         """End it: it leaves by itself when its socket ends."""
         self.socket.close()
@@ -56,8 +62,10 @@ class WorkerSpec:
     wishes: WorkerWishes = field(default_factory=WorkerWishes)
     jailer: Jailer | None = None
     """None: this machine's, with nothing tolerated."""
-    cgroup: WorkerCgroup | None = None
-    """The leaf that it is put into before it is told anything; None: there are none here."""
+    make_cgroup: Callable[[], WorkerCgroup | None] = field(default=lambda: None, compare=False)
+    """
+    Makes the leaf that it is put into before it is told anything; None: there are none here. Raises JailError.
+    """
     launch: Callable[[], Launched] = field(default=launch, compare=False)
     """Gives the process."""
 

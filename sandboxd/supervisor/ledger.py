@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,6 +105,15 @@ class Entry:
         return sum(self.counts.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What `Ledger.lift` takes from a subject."""
+
+    subject: Subject
+    quarantine: Quarantine | None
+    window: tuple[float, ...]
+
+
 class Ledger:
     """
     Args:
@@ -169,6 +178,22 @@ class Ledger:
                 entry.window.clear()
                 self._changed(entry)
         return lifted
+
+    def sheets(self, tenant: str, plugin: str) -> list[Sheet]:
+        """Return what `lift` would take from the subjects of a plugin."""
+        return [Sheet(found.subject, found.quarantine, tuple(found.window)) for found in self.find(tenant, plugin)]
+
+    def put_back(self, sheets: Iterable[Sheet]) -> None:
+        """Undo `lift`; what has happened since counts as well."""
+        for sheet in sheets:
+            entry = self._entries.get(sheet.subject)
+            if entry is None:  # forgotten for want of room
+                continue
+            entry.quarantine = entry.quarantine or sheet.quarantine
+            since = tuple(entry.window)
+            entry.window.clear()
+            entry.window.extend((*sheet.window, *since))
+            self._changed(entry)
 
     # --- what is known ---
 

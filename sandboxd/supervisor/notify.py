@@ -26,6 +26,10 @@ class Notifier:
         """The daemon serves (also the end of a reload)."""
         self._send(f"READY=1\nSTATUS={status}")
 
+    def still_starting(self, more_s: float) -> None:
+        """The start goes on, and is not to be given up for ``more_s``; the next word comes before they are over."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(more_s * 1e6)}")
+
     def reloading(self) -> None:
         """A reload began; `ready` ends it."""
         # systemd tells this reload from older ones by CLOCK_MONOTONIC in microseconds.

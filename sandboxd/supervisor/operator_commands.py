@@ -29,6 +29,8 @@ class Commands:
         status: the daemon's.
         metrics: the daemon's.
         notifier: tells the service manager of a reload.
+        started: set once the tenants that the daemon began with have been started. Until then nothing is reloaded or
+            restarted: the jail may not have passed its test yet.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Commands:
         status: DaemonStatus,
         metrics: DaemonMetrics,
         notifier: Notifier,
+        started: asyncio.Event,
     ) -> None:
         self._policies = policies
         self._pool = pool
@@ -47,6 +50,7 @@ class Commands:
         self._status = status
         self._metrics = metrics
         self._notifier = notifier
+        self._started = started
 
     async def handle(self, request: admin.AdminRequest) -> dict[str, Any]:
         """
@@ -61,6 +65,7 @@ class Commands:
             case admin.ADMIN_COMMAND_RELOAD:
                 return await self.reload()
             case admin.ADMIN_COMMAND_RESTART:
+                await self._started.wait()
                 self._check_names(request)
                 return {"results": await self._pool.restart(request.tenant, request.plugin)}
             case admin.ADMIN_COMMAND_CRASHES:
@@ -77,10 +82,10 @@ class Commands:
         Raises:
             OperatorError: the directory cannot be read; it is in the log as well.
         """
+        await self._started.wait()
         self._notifier.reloading()
         try:
-            loaded = await asyncio.to_thread(load_directory, self._policies)
-            results = await self._pool.apply(loaded)
+            results = await self._pool.reload(lambda: asyncio.to_thread(load_directory, self._policies))
         except OperatorError as error:
             _log.error("reload: %s", error)
             raise

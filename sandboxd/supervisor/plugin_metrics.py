@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sandboxd.errors import WorkerError
+from sandboxd.limits import METRICS_PER_FRAME
 from sandboxd.protos import control_pb2 as control
 
 MAX_NAME_BYTES: Final = 512
@@ -72,11 +73,13 @@ def read_report(frame: control.VmMetrics) -> Report:
     Raises:
         WorkerError: no honest worker sends such.
     """
+    if len(frame.metrics) > METRICS_PER_FRAME:
+        raise WorkerError(f"reported {len(frame.metrics)} metrics in one frame; {METRICS_PER_FRAME} are the most")
     return Report(frame.vm_id, frame.generation, tuple(_read(metric) for metric in frame.metrics), frame.more)
 
 
 def _read(metric: control.Metric) -> tuple[Key, Value]:
-    if metric.type not in list(MetricType) or len(metric.name) > MAX_NAME_BYTES or len(metric.buckets) > MAX_BUCKETS:
+    if metric.type > MetricType.HISTOGRAM or len(metric.name) > MAX_NAME_BYTES or len(metric.buckets) > MAX_BUCKETS:
         raise WorkerError(f"reported a metric of type {metric.type} with {len(metric.name)} bytes of name")
     kind = MetricType(metric.type)
     if metric.buckets and kind is not MetricType.HISTOGRAM:
@@ -86,7 +89,8 @@ def _read(metric: control.Metric) -> tuple[Key, Value]:
 
 def _printable(name: bytes) -> str:
     """Return a name that can be shown anywhere; names that differ only in what cannot be shown become one."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in name.decode("utf-8", "replace"))
+    text = name.decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 @dataclass(slots=True)

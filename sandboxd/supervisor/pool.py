@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from sandboxd.policy.load import PolicyDirectory
 from sandboxd.policy.model import PluginPolicy, TenantPolicy
@@ -50,18 +51,30 @@ class Pool:
             ``failed`` or ``removed``.
         """
         async with self._lock:
-            results = self._note_file_errors(loaded)
-            changed = [policy for policy in loaded.policies.values() if self._has_changed(policy)]
-            for name in loaded.policies.keys() - {policy.tenant for policy in changed}:
-                self.tenants[name].error = ""
-                results[name] = {"result": "unchanged", "error": ""}
-            removed = [name for name, tenant in self.tenants.items() if self._is_removed(name, tenant, loaded)]
-            outcomes = await asyncio.gather(*(self._apply_one(policy) for policy in changed))
-            results.update(outcomes)
-            for name in removed:
-                results[name] = {"result": "removed", "error": ""}
-                await self._remove(name)
-            return results
+            return await self._apply(loaded)
+
+    async def reload(self, read: Callable[[], Awaitable[PolicyDirectory]]) -> dict[str, dict[str, str]]:
+        """
+        Do as `apply` with what ``read`` returns; what it raises goes on.
+
+        It reads while nobody else applies anything: of two reloads, the last one to apply is the last one to read.
+        """
+        async with self._lock:
+            return await self._apply(await read())
+
+    async def _apply(self, loaded: PolicyDirectory) -> dict[str, dict[str, str]]:
+        results = self._note_file_errors(loaded)
+        changed = [policy for policy in loaded.policies.values() if self._has_changed(policy)]
+        for name in loaded.policies.keys() - {policy.tenant for policy in changed}:
+            self.tenants[name].error = ""
+            results[name] = {"result": "unchanged", "error": ""}
+        removed = [name for name, tenant in self.tenants.items() if self._is_removed(name, tenant, loaded)]
+        outcomes = await asyncio.gather(*(self._apply_one(policy) for policy in changed))
+        results.update(outcomes)
+        for name in removed:
+            results[name] = {"result": "removed", "error": ""}
+            await self._remove(name)
+        return results
 
     async def restart(self, name: str, plugin: str = "") -> dict[str, dict[str, str]]:
         """
@@ -83,12 +96,14 @@ class Pool:
     def introduce(self, front: ChannelUser) -> None:
         """Tell a new front of every plugin that is configured, and have its channels made."""
         for tenant in self.tenants.values():
-            tenant.introduce(front)
+            with _alone(tenant):
+                tenant.introduce(front)
 
     def fronts_changed(self, arrived: ChannelUser | None = None) -> None:
         """A front came or went."""
         for tenant in self._everybody():
-            tenant.fronts_changed(arrived)
+            with _alone(tenant):
+                tenant.fronts_changed(arrived)
 
     def channel_drained(self, channel_id: int) -> None:
         """No stream uses the channel any more."""
@@ -99,7 +114,8 @@ class Pool:
         any(tenant.channel_broken(channel_id, reason) for tenant in self._everybody())
 
     def _everybody(self) -> Iterable[Tenant]:
-        self._leaving = {tenant for tenant in self._leaving if tenant.draining}
+        # Until it is removed, a worker of it may start to serve yet.
+        self._leaving = {t for t in self._leaving if t.draining or t.state is not TenantState.REMOVED}
         return [*self.tenants.values(), *self._leaving]
 
     def _note_file_errors(self, loaded: PolicyDirectory) -> dict[str, dict[str, str]]:
@@ -148,3 +164,12 @@ class Pool:
         self._leaving.add(tenant)
         await tenant.remove()
         _log.info("tenant %s: removed", name)
+
+
+@contextlib.contextmanager
+def _alone(tenant: Tenant) -> Iterator[None]:
+    """An error that nobody reckoned with is this tenant's alone."""
+    try:
+        yield
+    except Exception:
+        _log.exception("tenant %s: unexpected error", tenant.name)

@@ -224,7 +224,7 @@ def _compile_tenant(
             plugins[plugin.name] = _compile_plugin(plugin, cache_directory, jailer, artefact_key)
         except ModuleRejected as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=True)
-        except SandboxdError as error:
+        except (SandboxdError, OSError) as error:
             problems[plugin.name] = PluginProblem(str(error), permanent=False)
     calls_out = any(plugin.callouts.upstreams for plugin in policy.plugins)
     material = Blob("material", upstream_tls.encode_files(files.items())) if calls_out else None

@@ -21,9 +21,8 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import cgroups, exits, frames, launch, worker_events
 from sandboxd.supervisor.callouts import CalloutPiece
 from sandboxd.supervisor.exits import Exit, ExitCause
-from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.outbox import Outbox, OutboxFullError
-from sandboxd.supervisor.reading_pace import CONGESTION_PAUSE_S, ReadingPace, after_changes
+from sandboxd.supervisor.reading_pace import CONGESTION_PAUSE_S, ReadingPace
 from sandboxd.supervisor.stderr_tail import StderrTail
 from sandboxd.supervisor.worker_events import Event
 from sandboxd.supervisor.worker_protocol import VmState, VmView, WorkerView
@@ -38,6 +37,10 @@ PONG_TIMEOUT_S = 8.0
 STOP_GRACE_S = 2.0
 """From closing the control socket to SIGKILL."""
 FRAMES_PER_TURN = 64
+TURN_S = 0.005
+"""A worker is not read for longer than that before the others have a turn; one frame may take longer."""
+LAST_TURN_S = 0.1
+"""Of a worker that has died: there is no turn after it."""
 SLOW_READER_FRAMES = 256
 """A worker that has so much to read gets one callout in, each pause."""
 
@@ -50,6 +53,10 @@ class WorkerProcess:
         spec: what it makes of itself.
         on_event: called with each checked event.
         on_exit: called once when the process is gone.
+
+    Raises:
+        JailError: its control group or its jail cannot be made.
+        OSError: it cannot be started.
     """
 
     def __init__(
@@ -71,15 +78,13 @@ class WorkerProcess:
         self.congested: Callable[[], bool] = lambda: False
         """Whether callouts have to wait because others' are under way."""
         self._last_pong_s = self._loop.time()
-        self.cgroup = spec.cgroup
-        launched = spec.launch()
+        self.cgroup = spec.make_cgroup()
+        launched, self._plan, self._pidfd = self._begin(spec)
         self._process: subprocess.Popen[bytes] = launched.process
         self._socket = launched.socket
-        self._plan = self._prepare_jail(spec, launched.control_fd)
         self.pid = self._process.pid
         """Of the worker; until it is ready, of the process that becomes its waiter."""
         self.waiter_pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.waiter_pid)
         self._socket.setblocking(False)
         self._outbox = Outbox(self._loop, self._socket)
         assert self._process.stderr is not None
@@ -91,18 +96,19 @@ class WorkerProcess:
 
     # --- its jail and its cgroup ---
 
-    def _prepare_jail(self, spec: launch.WorkerSpec, control_fd: int) -> JailPlan:
-        try:
-            plan = spec.plan(control_fd, self._process.pid)
+    def _begin(self, spec: launch.WorkerSpec) -> tuple[launch.Launched, JailPlan, int]:
+        """Return the process in its cgroup, its jail's plan, and its pidfd. If that fails, nothing of it is left."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._leave_cgroup)
+            launched = spec.launch()
+            undo.callback(launched.kill)
+            pid = launched.process.pid
+            plan = spec.plan(launched.control_fd, pid)
             if self.cgroup is not None:
-                self.cgroup.enter(self._process.pid)
-        except JailError:
-            self._process.kill()
-            self._process.communicate()
-            self._socket.close()
-            self._leave_cgroup()
-            raise
-        return plan
+                self.cgroup.enter(pid)
+            pidfd = os.pidfd_open(pid)
+            undo.pop_all()
+        return launched, plan, pidfd
 
     def _is_jailed(self, event: worker_events.Ready) -> None:
         """
@@ -182,6 +188,11 @@ class WorkerProcess:
         self._timer = self._loop.call_later(STOP_GRACE_S, self._kill)
         self._close_socket()
 
+    def abandon(self) -> None:
+        """Do as `stop`, for one who has come to nothing as well: nobody is told of the end."""
+        self._on_event, self._on_exit = _nobody, _nobody
+        self.stop()
+
     def send(self, frame: control.ToWorker, fds: Sequence[int] = ()) -> None:
         """Send a frame, or queue it; a worker that does not read is killed."""
         try:
@@ -196,13 +207,18 @@ class WorkerProcess:
     # --- incoming, hostile ---
 
     def _readable(self) -> None:
-        for _ in range(FRAMES_PER_TURN):  # then give the others of this loop a turn
+        self._read(TURN_S)
+
+    def _read(self, turn_s: float) -> None:
+        """Read what there is; after so long, or so many frames, the others of this loop have a turn."""
+        end_s = self._loop.time() + turn_s
+        for _ in range(FRAMES_PER_TURN):
             try:
                 data = frames.receive_plain(self._socket)
                 if not data:
                     self._end_of_socket()
                     return
-                if self._hear(self.view.feed(data), len(data)):
+                if self._hear(data):
                     return
             except BlockingIOError:
                 return
@@ -214,21 +230,22 @@ class WorkerProcess:
                 _log.debug("tenant %s: control socket of worker %d: %s", self.name, self.pid, error)
                 self._end_of_socket()
                 return
-            if self._socket.fileno() < 0:
+            if self._socket.fileno() < 0 or self._loop.time() > end_s:
                 return
 
-    def _hear(self, event: Event, size: int) -> bool:
-        """Deal with an event; return True if the worker is not read for a while."""
+    def _hear(self, data: bytes) -> bool:
+        """Deal with a frame; return True if the worker is not read for a while."""
+        began_s = self._loop.time()
+        event = self.view.feed(data)
         if isinstance(event, CalloutPiece):
             self._handle(event)
-            return self._paused(size)
-        if not isinstance(event, worker_events.SharedAsk):  # those come as fast as they are answered, and no faster
-            self._pace.frame(self._loop.time())
-        began_s = self._loop.time()
+            return self._paused(len(data))
+        if isinstance(event, worker_events.SharedAsk):  # while the store is away, answered as fast as they are asked
+            self._handle(event)
+            return self._pauses(self._pace.callout(len(data), began_s, congested=False))
+        self._pace.frame(began_s)
         self._handle(event)
-        if isinstance(event, FileChanges):
-            return self._pauses(after_changes(self._loop.time() - began_s))
-        return False
+        return self._pauses(self._pace.worked(self._loop.time() - began_s))
 
     def _end_of_socket(self) -> None:
         self._close_socket()
@@ -246,6 +263,7 @@ class WorkerProcess:
         if not wait_s or self._socket.fileno() < 0 or self.exited:
             return False
         self._loop.remove_reader(self._socket)
+        self._last_pong_s += wait_s  # a worker that is not read cannot answer either
         self._pause = self._loop.call_later(wait_s, self._resume)
         return True
 
@@ -313,7 +331,7 @@ class WorkerProcess:
     def _drain_socket(self) -> None:
         """Hear what it said before it died: the reason is often there."""
         if self._socket.fileno() >= 0 and not self.killed_for:
-            self._readable()
+            self._read(LAST_TURN_S)
 
     def _close_socket(self) -> None:
         if self._pause is not None:

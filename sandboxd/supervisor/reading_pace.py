@@ -10,13 +10,18 @@ FRAMES_BURST = 20_000
 """A worker with 64 plugins x 32 fronts says 2000 things at its start."""
 CALLOUTS_PER_SECOND = 8000
 CALLOUTS_BURST = 4000
-"""Of callouts a worker may ask as fast as it likes: it is read no faster than this, in pieces of 16 KiB."""
+"""
+Of callouts, and of shared data kept elsewhere, a worker may ask as fast as it likes: it is read no faster than this, in
+pieces of 16 KiB.
+"""
 CALLOUT_UNIT_BYTES = 16 * 1024
 CONGESTION_PAUSE_S = 0.005
-CHANGES_SHARE = 10
-"""At most one part in so many of the supervisor's time goes into the changes that a worker makes to its folders."""
+WORK_SHARE = 10
+"""At most one part in so many of the supervisor's time goes into what one worker says of its own accord."""
+WORK_UNIT_S = 0.001
+"""Work that is paid for at once; an answer to a ping is much less."""
 LONGEST_PAUSE_S = 2.0
-"""A worker that is not read cannot answer its pings either."""
+"""However long a piece of work took, or a worker that waits would be taken for one that hangs."""
 
 
 class ReadingPace:
@@ -31,6 +36,7 @@ class ReadingPace:
         self._allowance = float(FRAMES_BURST)
         self._allowance_s = now_s
         self._callouts = Throttle(CALLOUTS_PER_SECOND, CALLOUTS_BURST)
+        self._unpaid_s = 0.0
 
     def frame(self, now_s: float) -> None:
         """
@@ -59,7 +65,15 @@ class ReadingPace:
         wait_s = self._callouts.spend(1 + size / CALLOUT_UNIT_BYTES, now_s)
         return max(wait_s, CONGESTION_PAUSE_S) if congested else wait_s
 
+    def worked(self, spent_s: float) -> float:
+        """
+        Take note of the time that a frame has cost the supervisor: its reading, and what followed from it.
 
-def after_changes(spent_s: float) -> float:
-    """Return for how many seconds a worker is not to be read whose changes to folders took the supervisor so long."""
-    return min(CHANGES_SHARE * spent_s, LONGEST_PAUSE_S)
+        Returns:
+            For how many seconds the worker is not to be read.
+        """
+        self._unpaid_s += spent_s
+        if self._unpaid_s < WORK_UNIT_S:
+            return 0.0
+        wait_s, self._unpaid_s = min(WORK_SHARE * self._unpaid_s, LONGEST_PAUSE_S), 0.0
+        return wait_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import Final
 
 import redis.asyncio as redis
@@ -17,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from sandboxd.errors import WorkerError
 from sandboxd.log import one_line
 from sandboxd.policy.model import SharedBackend
 from sandboxd.supervisor.questions import GET, INTERNAL_FAILURE, MAX_VALUE_BYTES, NOT_FOUND, OK, Question, answer
@@ -52,13 +54,16 @@ class RemoteStore:
     Args:
         tenant: whose it is; part of every key.
         backend: where it is.
+
+    Raises:
+        WorkerError: the password cannot be read.
     """
 
     def __init__(self, tenant: str, backend: SharedBackend) -> None:
         self._prefix = f"sandboxd:{tenant}:".encode()
         self._tenant = tenant
         self._timeout_s = backend.timeout_ms / 1000
-        password = backend.password_file.read_text().strip() if backend.password_file else None
+        password = _password(backend.password_file) if backend.password_file else None
         self._client = redis.from_url(
             backend.url,
             password=password,
@@ -118,3 +123,12 @@ class RemoteStore:
     async def close(self) -> None:
         """Give its connections back."""
         await self._client.aclose()
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text("utf-8").strip()
+    except OSError as error:
+        raise WorkerError(f"shared.backend.password_file: {file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise WorkerError(f"shared.backend.password_file: {file} is not UTF-8") from None

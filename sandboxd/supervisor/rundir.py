@@ -7,18 +7,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import socket
 import stat
 from pathlib import Path
 
+from sandboxd.compiler.cache import read_or_make_key
 from sandboxd.errors import ConfigError
 from sandboxd.policy.redact import tenant_key
 
 LOCK_NAME = "sandboxd.pid"
 ADMIN_SOCKET_NAME = "admin.sock"
 KEY_NAME = "redaction.key"
-KEY_BYTES = 32
 SOCKET_PROBE_S = 1.0
 
 
@@ -117,33 +116,13 @@ class RedactionKeys:
         state_directory: holds the installation's key, readable by the daemon's user alone.
 
     Raises:
-        ConfigError: the key cannot be read or written.
+        ConfigError: the key cannot be read or written, or others may read it.
     """
 
     def __init__(self, state_directory: Path) -> None:
         make_directory(state_directory, 0o700)
-        path = state_directory / KEY_NAME
-        try:
-            self._key = _read_or_make_key(path)
-        except OSError as error:
-            raise ConfigError(f"cannot be read or written: {error.strerror}", path=str(path)) from None
-        if len(self._key) != KEY_BYTES:
-            raise ConfigError(f"must hold {KEY_BYTES} bytes; remove it to get a new key", path=str(path))
+        self._key = read_or_make_key(state_directory / KEY_NAME)
 
     def of(self, tenant: str) -> bytes:
         """Return one tenant's key."""
         return tenant_key(self._key, tenant)
-
-
-def _read_or_make_key(path: Path) -> bytes:
-    if not path.exists():
-        # Written beside and renamed: a crash never leaves half a key.
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, secrets.token_bytes(KEY_BYTES))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.rename(path)
-    return path.read_bytes()

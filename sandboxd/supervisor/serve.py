@@ -28,6 +28,7 @@ from sandboxd.supervisor.cgroups import Cgroups
 from sandboxd.supervisor.daemon import Daemon
 from sandboxd.supervisor.egress import EGRESS_INDEX
 from sandboxd.supervisor.fronts import FRONT_REFUSED
+from sandboxd.supervisor.leaving import leave_in_time
 from sandboxd.supervisor.logs import FrontLogs
 from sandboxd.supervisor.prepare import our_code
 from sandboxd.supervisor.rundir import RedactionKeys, RuntimeDirectory, remove_dead_socket
@@ -38,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
     """
-    Run the daemon until SIGTERM or SIGINT; return the exit status.
+    Run the daemon until SIGTERM or SIGINT; return the exit status. The process has to end then, and is made to after a
+    while if threads hang.
 
     Args:
         config: the daemon's file.
@@ -64,10 +66,13 @@ def serve(config: DaemonConfig, front_main: FrontMain | None = None) -> int:
     front_main = front_main or functools.partial(_front_main, config, jail)
     zygote = Zygote(functools.partial(_child_main, front_main, jail))
     logs.fronts_can_be_forked()
+    status = 1
     try:
         daemon = Daemon(config, runtime, keys, zygote, cgroups=cgroups, jailer=jailer, artefact_key=artefact_key)
-        return asyncio.run(daemon.run(loaded))
+        status = asyncio.run(daemon.run(loaded))
+        return status
     finally:
+        leave_in_time(status)
         zygote.close()
         _remove_sockets(config)
         runtime.close()

@@ -14,20 +14,22 @@ The rules:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Iterable
 
-from sandboxd.channel.async_vm import OVERDUE_TEXT
 from sandboxd.errors import JailError, SandboxdError, WorkerError
 from sandboxd.log import one_line
 from sandboxd.policy.model import TenantPolicy
-from sandboxd.supervisor.comeback import Comeback
+from sandboxd.supervisor import running
+from sandboxd.supervisor.clean_sheets import CleanSheets
+from sandboxd.supervisor.comeback import MIN_DELAY_S, Comeback
 from sandboxd.supervisor.crash_reports import MAX_MESSAGE_CHARACTERS
 from sandboxd.supervisor.deployer import Deployer, Services
 from sandboxd.supervisor.deployment import Deployment
-from sandboxd.supervisor.exits import Exit, ExitCause
-from sandboxd.supervisor.front_news import Herald
-from sandboxd.supervisor.prepare import Blob, PreparedTenant, policy_text, try_again
+from sandboxd.supervisor.exits import Exit
+from sandboxd.supervisor.front_news import Herald, tell_why_down
+from sandboxd.supervisor.prepare import PreparedTenant, try_again
 from sandboxd.supervisor.tenant_state import TenantState
 from sandboxd.supervisor.users import ChannelUser
 
@@ -92,27 +94,26 @@ class Tenant:
     # --- the operator's commands ---
 
     async def apply(self, policy: TenantPolicy) -> str:
-        """Run a version of the policy; return an empty text, or why it is not (fully) running."""
+        """Run a version of the policy; return an empty text, or why it is not (fully) running. Never raises."""
         async with self._lock:
-            if self.policy is None:
-                self.policy = policy
-                self._announce_all()
             try:
-                prepared = await self._services.prepare(policy)
-            except SandboxdError as error:
-                return self._refused(str(error))
-            if prepared.problems and self._has_served:
-                return self._refused(problems_text({n: p.text for n, p in prepared.problems.items()}))
-            self._comeback.start_afresh()
-            self._forgive_changed(policy)
-            return await self._swap(prepared, keep_old=True)
+                return await self._apply(policy)
+            except Exception as error:  # the other tenants have nothing to do with it
+                return self._unforeseen(policy, error)
 
-    def _forgive_changed(self, policy: TenantPolicy) -> None:
-        """A plugin whose part of the policy has changed has a clean sheet: it may have been its configuration."""
-        for plugin in policy.plugins:
-            before = self.policy.plugin(plugin.name) if self.policy else None
-            if before is not None and before != plugin:
-                self._services.ledger.lift(self.name, plugin.name)
+    async def _apply(self, policy: TenantPolicy) -> str:
+        if self.policy is None:
+            self.policy = policy
+            self._announce_all()
+        try:
+            prepared = await self._services.prepare(policy)
+        except SandboxdError as error:
+            return self._refused(str(error))
+        if prepared.problems and self._has_served:
+            return self._refused(problems_text({n: p.text for n, p in prepared.problems.items()}))
+        self._comeback.start_afresh()
+        with CleanSheets(self._services.ledger, self.policy, policy, keep_if=lambda: self._prepared is prepared):
+            return await self._swap(prepared, keep_old=True)
 
     async def restart(self, plugin: str = "") -> str:
         """
@@ -125,14 +126,20 @@ class Tenant:
             if self._prepared is None or self.policy is None:
                 return self.error or "there is nothing to restart"
             self._comeback.start_afresh()
-            if self._prepared.problems:
-                # Compiling may work now: a limit was hit before, or the module file came back.
-                try_again(self.policy)
-                try:
-                    return await self._swap(await self._services.prepare(self.policy), keep_old=False)
-                except SandboxdError as error:
-                    return self._refused(str(error))
-            return await self._swap(self._prepared, keep_old=False)
+            try:
+                return await self._replace(self._prepared, self.policy)
+            except Exception as error:  # the other tenants have nothing to do with it
+                return self._unforeseen(self.policy, error)
+
+    async def _replace(self, prepared: PreparedTenant, policy: TenantPolicy) -> str:
+        if prepared.problems:
+            # Compiling may work now: a limit was hit before, or the module file came back.
+            try_again(policy)
+            try:
+                prepared = await self._services.prepare(policy)
+            except SandboxdError as error:
+                return self._refused(str(error))
+        return await self._swap(prepared, keep_old=False)
 
     def refuse(self, error: str) -> None:
         """Take note that a newer version of the policy file cannot be accepted."""
@@ -153,11 +160,7 @@ class Tenant:
         """End all workers, without draining: the fronts are gone."""
         self._removed = True
         self._comeback.cancel()
-        everything = [*self._deployments(), *([self._incoming] if self._incoming else [])]
-        for deployment in everything:
-            deployment.worker.stop()
-        while not all(deployment.gone for deployment in everything):
-            await asyncio.sleep(0.01)
+        await running.end([*self._deployments(), *([self._incoming] if self._incoming else [])])
 
     # --- what happens around it ---
 
@@ -182,16 +185,11 @@ class Tenant:
 
     def channel_drained(self, channel_id: int) -> bool:
         """Return whether the channel is one of ours."""
-        return any(deployment.channel_drained(channel_id) for deployment in self._deployments())
+        return running.channel_drained(self._deployments(), channel_id)
 
     def channel_broken(self, channel_id: int, reason: str) -> bool:
         """Kill the worker behind a channel; return whether it is one of ours."""
-        for deployment in self._deployments():
-            if channel_id in deployment.vms.by_id:
-                cause = ExitCause.WALL_TIME if reason.startswith(OVERDUE_TEXT) else ExitCause.WORKER_PROTOCOL
-                deployment.worker.kill(f"broke a channel: {reason}", cause)
-                return True
-        return False
+        return running.channel_broken(self._deployments(), channel_id, reason)
 
     def _announce_all(self) -> None:
         if self.current is None:
@@ -199,14 +197,8 @@ class Tenant:
 
     def _announce(self, fronts: Iterable[ChannelUser]) -> None:
         """Tell fronts of a tenant that serves nothing yet, so that its streams get its failure policy."""
-        if self.policy is None or self._removed:
-            return
-        try:
-            text = self._prepared.text if self._prepared else Blob("policy", policy_text(self.policy).encode())
-        except SandboxdError:
-            return  # the file has changed since: `apply` says so
-        starting = not self.error
-        Herald(self.policy, text).all_down(fronts, self.error or "it is starting", starting=starting)
+        if self.policy is not None and not self._removed:
+            tell_why_down(self.policy, self._prepared, fronts, self.error)
 
     def _deployments(self) -> list[Deployment]:
         return [d for d in (self.current, *self.draining) if d is not None]
@@ -227,8 +219,7 @@ class Tenant:
             new = await self._started(prepared)
         except JailError as error:
             if not error.errno:  # the machine does not have the layer: trying again would not help
-                self._is_refused = self.current is None
-                return self._refused(f"refused: {error}")
+                return self._cannot_be(prepared, f"refused: {error}")
             return self._failed(f"no worker can be started: {error}")
         except (OSError, WorkerError) as error:
             return self._failed(f"no worker can be started: {error}")
@@ -258,12 +249,22 @@ class Tenant:
         return name in prepared.plugins and name not in new.prepared.plugins
 
     async def _started(self, prepared: PreparedTenant) -> Deployment:
-        self._incoming = self.deployer.deploy(prepared)
+        self._incoming = incoming = self.deployer.deploy(prepared)
         try:
-            await self._incoming.start()
-            return self._incoming
+            await incoming.start()
+        except BaseException:
+            incoming.worker.stop()  # whatever it was: nobody will hear of this worker again
+            raise
         finally:
             self._incoming = None
+        return incoming
+
+    def _cannot_be(self, prepared: PreparedTenant, error: str) -> str:
+        """Take note that this machine will never run a version; the one that has served before comes back."""
+        if self._has_served and prepared is not self._prepared:
+            return self._failed(error)
+        self._is_refused = self.current is None
+        return self._refused(error)
 
     def _failed(self, error: str) -> str:
         """Take note that a version cannot run; see to it that there is, or will be, one that does."""
@@ -287,6 +288,14 @@ class Tenant:
         self._announce_all()
         return error
 
+    def _unforeseen(self, policy: TenantPolicy, error: Exception) -> str:
+        """Take note of an error that nobody reckoned with; it may be gone soon, as a full disk is."""
+        _log.error("tenant %s: unexpected error", self.name, exc_info=error)
+        if self.current is None and not self._removed and not self._comeback.is_planned:
+            start = self._start_again if self._prepared else functools.partial(self._try_again, policy)
+            self._comeback.plan(start, max(MIN_DELAY_S, self._comeback.delay_s()))
+        return self._refused(f"unexpected error: {type(error).__name__}: {error}")
+
     # --- coming back ---
 
     def _deployment_gone(self, deployment: Deployment, end: Exit) -> None:
@@ -299,7 +308,8 @@ class Tenant:
                 _log.warning("tenant %s: draining worker %d %s", self.name, deployment.worker.pid, end.sentence)
             return
         if deployment is not self.current:
-            self._start_delay_s = delay_s
+            if deployment is self._incoming:
+                self._start_delay_s = delay_s
             return  # it never came to serve: `start` raised, or it was stopped
         self.current = None
         if self._removed:
@@ -320,21 +330,22 @@ class Tenant:
         Try again later what may work then: compiling that ran out of time, a module that was not loaded.
         """
         if not all(problem.permanent for problem in prepared.problems.values()):
-            self._comeback.plan(self._try_again, max(1.0, self._comeback.delay_s()))
+            again = functools.partial(self._try_again, prepared.policy)
+            self._comeback.plan(again, max(MIN_DELAY_S, self._comeback.delay_s()))
 
     async def _start_again(self) -> None:
         if self.current is None and self._prepared is not None and not self._removed:
             await self._swap(self._prepared, keep_old=False)
 
-    async def _try_again(self) -> None:
-        if self.policy is None or self._removed:
+    async def _try_again(self, policy: TenantPolicy) -> None:
+        if self._removed:
             return
         try:
-            prepared = await self._services.prepare(self.policy)
+            prepared = await self._services.prepare(policy)
         except SandboxdError as error:
             self._refused(str(error))
             return
-        if len(prepared.problems) < len(self._prepared.problems if self._prepared else {}):
+        if self._prepared is None or len(prepared.problems) < len(self._prepared.problems):
             await self._swap(prepared, keep_old=False)
         else:
             self._retry_later(prepared)

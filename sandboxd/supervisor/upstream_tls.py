@@ -89,6 +89,8 @@ def _read(file: Path, path: str, key: str) -> bytes:
             data = opened.read(limits.MAX_PEM_BYTES + 1)
     except OSError as error:
         raise PolicyError(f"{file} cannot be read: {error.strerror}", path=path, key=key) from None
+    except ValueError as error:  # such as a NUL in it
+        raise PolicyError(f"cannot be read: {error}", path=path, key=key) from None
     if len(data) > limits.MAX_PEM_BYTES:
         raise PolicyError(f"{file} is larger than {limits.MAX_PEM_BYTES} bytes", path=path, key=key)
     return data

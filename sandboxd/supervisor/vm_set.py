@@ -81,15 +81,15 @@ class VmSet:
     # --- their life ---
 
     def open(self, plugin: PreparedPlugin, user: ChannelUser) -> None:
-        """Have the worker start one more VM, with a channel that a user is to get."""
+        """Have the worker start one more VM, with a channel that a user is to get. An OSError leaves nothing behind."""
         vm_id = next(vm_ids)
         ring_bytes = self._ring_bytes(plugin)
+        blob = self._configuration(plugin)
         fds = create_channel(ring_bytes)
         vm = Vm(vm_id, plugin.policy.name, user, fds, self._loop.create_future())
         self.by_id[vm_id] = vm
         spin = 0 if plugin.policy.kind is PluginKind.SERVICE else self._settings.worker_spin
         request = plugin.open_request(vm_id, self._plugin_ids[vm.plugin], ring_bytes, spin)
-        blob = self._configuration(plugin)
         self._worker.open_vm(request, (fds.memfd, fds.vm_event_fd, fds.client_event_fd, blob.fd, self._shared.fd))
 
     def start_again(self, vm: Vm) -> None:

@@ -37,7 +37,7 @@ class WorkerSpecs:
         Return how a worker of a version is to be started.
 
         Raises:
-            JailError: the machine does not have a layer that the policy requires, or a control group cannot be made.
+            JailError: the machine does not have a layer that the policy requires.
         """
         require = resolve(policy.isolation.require)
         self._jailer.check(require)  # before anything is made for it
@@ -49,7 +49,7 @@ class WorkerSpecs:
             max_threads=2 * (policy.isolation.pids + 1),
             require=require,
         )
-        return WorkerSpec(policy.tenant, wishes, self._jailer, self._cgroups.worker(policy), self._take)
+        return WorkerSpec(policy.tenant, wishes, self._jailer, lambda: self._cgroups.worker(policy), self._take)
 
     def check_threads(self, policy: TenantPolicy) -> None:
         """

@@ -11,11 +11,13 @@ Pure: no wasmtime, no files. The compiler runs it to build a bundle, ``sandboxd 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sandboxd.errors import ModuleRejected
 from sandboxd.limits import WASM_PAGE_BYTES
+from sandboxd.text import cut_bytes
 from sandboxd.vm import abi
 from sandboxd.vm.abi import AbiVersion, Binding, FuncType
 from sandboxd.vm.wasm_binary import abi_version
@@ -37,6 +39,10 @@ __all__ = [
 
 LINK_VERSION = 3
 """Part of every cache key: raise it when the generated modules change."""
+
+MAX_SHOWN_PROBLEMS = 20
+"""Of a module that cannot be linked; an operator reads no more of them."""
+MAX_PROBLEMS_BYTES = 4000
 
 ADAPTER_CALLBACKS = (
     "proxy_on_context_create",
@@ -100,13 +106,31 @@ class LinkPlan:
     """Exports that initialise the guest, in the order of their calls."""
 
 
-def problems(module: WasmModule, memory_bytes: int) -> tuple[str, ...]:
+def problems(module: WasmModule, memory_bytes: int) -> Iterator[str]:
     """
-    Return everything that forbids loading the module, in plain words; empty if nothing does.
+    Yield everything that forbids loading the module, in plain words; nothing if nothing does.
 
     A missing or unknown ABI version is one of them.
     """
-    return tuple(_problems(module, memory_bytes // WASM_PAGE_BYTES))
+    version = None
+    try:
+        version = abi_version(module)
+    except ModuleRejected as error:
+        yield str(error)
+    yield from _import_problems(module)
+    yield from _memory_problems(module, memory_bytes // WASM_PAGE_BYTES)
+    functions = module.functions()
+    if not any(name in functions for name in abi.ALLOCATORS):
+        names = ", ".join(abi.ALLOCATORS)
+        yield f"exports no allocator (one of {names} with type {abi.ALLOCATORS['malloc']})"
+    yield from _export_problems(module, version or AbiVersion.V0_2_1)
+
+
+def _first_problems(module: WasmModule, memory_bytes: int) -> str:
+    """Return why the module cannot be linked, bounded: logs, fronts and the status are given it. Empty: it can."""
+    found = list(itertools.islice(problems(module, memory_bytes), MAX_SHOWN_PROBLEMS + 1))
+    text = cut_bytes("; ".join(found[:MAX_SHOWN_PROBLEMS]), MAX_PROBLEMS_BYTES)
+    return f"{text}; and more" if len(found) > MAX_SHOWN_PROBLEMS else text
 
 
 def plan(
@@ -122,10 +146,10 @@ def plan(
         host_functions: what hostcore exports.
 
     Raises:
-        ModuleRejected: the module cannot be linked; the text lists every reason.
+        ModuleRejected: the module cannot be linked; the text lists the reasons, as many as an operator can read.
     """
-    if found := problems(module, memory_bytes):
-        raise ModuleRejected("; ".join(found))
+    if text := _first_problems(module, memory_bytes):
+        raise ModuleRejected(text)
     functions = module.functions()
     callbacks = tuple(name for name in abi.CALLBACKS if name in functions)
     memory = module.memories[0]
@@ -140,21 +164,6 @@ def plan(
         granted_callbacks=tuple(name for name in callbacks if name in granted),
         start_functions=_start_functions(module),
     )
-
-
-def _problems(module: WasmModule, max_pages: int) -> Iterator[str]:
-    version = None
-    try:
-        version = abi_version(module)
-    except ModuleRejected as error:
-        yield str(error)
-    yield from _import_problems(module)
-    yield from _memory_problems(module, max_pages)
-    functions = module.functions()
-    if not any(name in functions for name in abi.ALLOCATORS):
-        names = ", ".join(abi.ALLOCATORS)
-        yield f"exports no allocator (one of {names} with type {abi.ALLOCATORS['malloc']})"
-    yield from _export_problems(module, version or AbiVersion.V0_2_1)
 
 
 def _import_problems(module: WasmModule) -> Iterator[str]:

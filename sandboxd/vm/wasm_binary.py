@@ -17,6 +17,8 @@ from sandboxd.vm.abi import MARKER_PREFIX, MARKERS, AbiVersion, FuncType
 from sandboxd.vm.wasm_module import Export, Import, Kind, Limits, Section, SectionId, WasmModule
 from sandboxd.vm.wasm_reader import Reader
 
+MAX_SECTIONS: Final = 4096
+"""Compilers and linkers write some twenty; each costs time and memory even if it is empty."""
 MAX_TYPES: Final = 50_000
 MAX_FUNCTIONS: Final = 200_000
 """Large Go modules have some 20 000."""
@@ -26,6 +28,8 @@ MAX_MEMORIES: Final = 16
 """More than one is refused by `sandboxd.vm.link`, with a better text; this only bounds the reading."""
 MAX_TYPE_VALUES: Final = 1000
 """Parameters or results of one type; the engine's own cap."""
+MAX_ALL_TYPE_VALUES: Final = 500_000
+"""Of all types together: ten for each of the most there may be."""
 
 _HEADER: Final = b"\0asm\1\0\0\0"
 
@@ -94,6 +98,7 @@ class _Parser:
         self._data = data
         self._sections: list[Section] = []
         self._types: list[FuncType] = []
+        self._type_values = 0
         self._imports: list[Import] = []
         self._functions: list[FuncType] = []
         self._counts = dict.fromkeys(Kind, 0)
@@ -135,6 +140,8 @@ class _Parser:
 
     def _section(self, reader: Reader) -> None:
         start = reader.position
+        if len(self._sections) >= MAX_SECTIONS:
+            reader.fail(f"more than {MAX_SECTIONS} sections", start)
         code = reader.byte()
         if code not in SectionId.__members__.values():
             reader.fail(f"section id {code} is not supported", start)
@@ -164,9 +171,16 @@ class _Parser:
             at = reader.position
             if reader.byte() != 0x60:
                 reader.fail("only plain function types are supported", at)
-            params = tuple(reader.value_type() for _ in range(reader.count("parameters", MAX_TYPE_VALUES)))
-            results = tuple(reader.value_type() for _ in range(reader.count("results", MAX_TYPE_VALUES)))
-            self._types.append(FuncType(params, results))
+            params = self._values(reader, "parameters")
+            self._types.append(FuncType(params, self._values(reader, "results")))
+
+    def _values(self, reader: Reader, what: str) -> tuple[str, ...]:
+        at = reader.position
+        count = reader.count(what, MAX_TYPE_VALUES)
+        self._type_values += count
+        if self._type_values > MAX_ALL_TYPE_VALUES:
+            reader.fail(f"more than {MAX_ALL_TYPE_VALUES} parameters and results of all types", at)
+        return tuple(reader.value_type() for _ in range(count))
 
     def _type_index(self, reader: Reader) -> FuncType:
         at = reader.position

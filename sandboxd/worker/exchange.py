@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sandboxd.errors import WorkerError
-from sandboxd.limits import KIB, MIB
+from sandboxd.limits import KIB, METRICS_PER_FRAME, MIB
 from sandboxd.protos import control_pb2 as control
 from sandboxd.vm.messages import Delivery, DeliveryKind, Request, RequestKind, decode_metrics
 from sandboxd.worker.control import ControlSocket
@@ -86,7 +86,7 @@ class WorkerExchange:
         for metric in decode_metrics(data):
             item = control.Metric(type=metric.type, name=metric.name, value=metric.value, buckets=metric.buckets)
             size += item.ByteSize() + _METRIC_OVERHEAD_BYTES
-            if size > PIECE_BYTES:
+            if size > PIECE_BYTES or len(frame.metrics) == METRICS_PER_FRAME:
                 frame.more = True
                 self._socket.send(vm_metrics=frame)
                 frame = control.VmMetrics(vm_id=errands.number, generation=errands.generation)

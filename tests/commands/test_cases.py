@@ -114,6 +114,7 @@ def test_attributes() -> None:
         ("    expect: {client: {status: 99}}\n", r"expect.client.status.*100 to 599"),
         ("    request: {body: {size: 1MB}}\n    expect: {}\n", "request.body.size.*MiB"),
         ("    request: {body: {base64: '?'}}\n    expect: {}\n", "request.body.base64: is not base64"),
+        ("    request: {body: {base64: é}}\n    expect: {}\n", "request.body.base64: is not base64"),
         ("    request: {body: {text: a, size: 1B}}\n    expect: {}\n", "exactly one key"),
         ("    request: {body: abc, chunks: [5]}\n    expect: {}\n", "adds up to 5 bytes, but the body has 3"),
         ("    request: {headers: [[a]]}\n    expect: {}\n", r"headers\[0\]: must be a name and a value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from sandboxd.compiler.client import (
     compile_module,
     compile_module_async,
 )
+from sandboxd.compiler.running import Running
 from sandboxd.errors import ConfigError, InternalError, JailError, ModuleRejected, WorkerError
 from sandboxd.jail.facts import machine_facts
 from sandboxd.jail.filter_files import load_filters
@@ -242,6 +245,31 @@ def test_module_that_only_wanted_more_time_gets_it() -> None:
     assert compile_module(module, SETTINGS, host=host(), timeout_s=60).manifest
 
 
+def test_compilers_end_with_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once; that says nothing of their modules, and no other one is waited for."""
+    module = fresh_module()
+    running = Running()
+    monkeypatch.setattr(client, "_running", running)
+    compiler_as(monkeypatch, "while True: pass")
+    with ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(compile_module, module, SETTINGS, host=host(), timeout_s=60)
+        start_s = time.monotonic()
+        while not running.count:
+            assert time.monotonic() - start_s < 30
+            time.sleep(0.01)
+        client.stop()
+        with pytest.raises(WorkerError, match="the daemon ends"):
+            compiling.result(10)
+    with pytest.raises(WorkerError, match="the daemon ends"):
+        compile_module(fresh_module(), SETTINGS, host=host(), timeout_s=60)
+    assert running.count == 0
+
+    monkeypatch.setattr(client, "_running", Running())
+    monkeypatch.setattr(client, "_run", no_compiler)
+    with pytest.raises(AssertionError, match="the compiler was asked"):
+        compile_module(module, SETTINGS, host=host(), timeout_s=60)
+
+
 def test_machine_without_a_layer_compiles_nothing() -> None:
     """A compiler is never run with less than its jail."""
     facts = replace(machine_facts(), seccomp=False)
@@ -355,6 +383,19 @@ def test_cache_directory_that_cannot_be_made_is_an_operators_error(tmp_path: Pat
 
     with pytest.raises(ConfigError, match=str(tmp_path)):
         ArtefactCache(tmp_path / "file" / "cache")
+
+
+def test_full_disk_keeps_nobody_from_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bundle is there; it is compiled again next time."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ArtefactCache, "put", no_room)
+    assert compile_module(MODULE, SETTINGS, cache_directory=tmp_path, host=host()).manifest.callbacks
+    assert "cannot be kept: [Errno 28] No space left on device" in caplog.text
 
 
 def test_half_written_entries_are_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from sandboxd.supervisor.cgroups import Cgroups, WorkerCgroup, limits_of
 from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
+from sandboxd.supervisor.worker_specs import WorkerSpecs
 
 ISOLATION = Isolation(memory_bytes=64 << 20, cpu=0.1, pids=9, require=("cgroup",))
 NOTHING = CgroupUsage(0, 0, 0, 0, 0, 0, 0, 0)
@@ -175,7 +177,7 @@ async def test_a_worker_is_inside_before_it_is_told_anything(stand_in: list[subp
     """And its leaf is killed whole, and removed, once it is gone."""
     group, leaf = worker_leaf()
     gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-    worker = WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, gone.set_result)
+    worker = WorkerProcess(WorkerSpec("acme", make_cgroup=lambda: group), _ignore, gone.set_result)
 
     assert ("add", worker.pid) in leaf.done
     leaf.oom_kills = 1
@@ -191,7 +193,7 @@ async def test_killing_a_worker_kills_what_it_started(stand_in: list[subprocess.
     """At once, and not only when the worker is seen to be gone."""
     group, leaf = worker_leaf()
     gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-    worker = WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, gone.set_result)
+    worker = WorkerProcess(WorkerSpec("acme", make_cgroup=lambda: group), _ignore, gone.set_result)
 
     worker.kill("lied")
 
@@ -204,11 +206,53 @@ async def test_a_worker_that_cannot_be_moved_is_not_started(stand_in: list[subpr
     leaf.refuses = "add"
 
     with pytest.raises(JailError, match="add"):
-        WorkerProcess(WorkerSpec("acme", cgroup=group), _ignore, _ignore)
+        WorkerProcess(WorkerSpec("acme", make_cgroup=lambda: group), _ignore, _ignore)
     assert stand_in[0].returncode == -9
     async with asyncio.timeout(5):
         while "remove" not in leaf.done:
             await asyncio.sleep(0.01)
+
+
+async def test_without_a_process_no_leaf_is_left() -> None:
+    """Each retry would leave one more."""
+    group, leaf = worker_leaf()
+
+    def none() -> launch.Launched:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(OSError, match="temporarily"):
+        WorkerProcess(WorkerSpec("acme", make_cgroup=lambda: group, launch=none), _ignore, _ignore)
+    async with asyncio.timeout(5):
+        while "remove" not in leaf.done:
+            await asyncio.sleep(0.01)
+
+
+async def test_without_a_pidfd_nothing_is_left(
+    stand_in: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the leaf nor the process."""
+    group, leaf = worker_leaf()
+
+    def none(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none)
+    with pytest.raises(OSError, match="Too many"):
+        WorkerProcess(WorkerSpec("acme", make_cgroup=lambda: group), _ignore, _ignore)
+    assert stand_in[0].returncode == -9
+    async with asyncio.timeout(5):
+        while "remove" not in leaf.done:
+            await asyncio.sleep(0.01)
+
+
+def test_a_leaf_is_made_for_a_process_and_not_before() -> None:
+    """A tenant whose store cannot be opened comes no further than its spec."""
+    maker = Mock(spec=Cgroups)
+    specs = WorkerSpecs(Mock(worker=Mock(uid_base=1000)), Mock(), maker, Mock())
+    spec = specs.of(TenantPolicy("acme", (), Isolation()))
+    maker.worker.assert_not_called()
+
+    assert spec.make_cgroup() is maker.worker.return_value
 
 
 async def test_a_leaf_that_will_not_go_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from sandboxd.policy.model import Isolation, PluginKind, TenantPolicy
 from sandboxd.protos import control_pb2 as control
+from sandboxd.supervisor import front_frames
+from sandboxd.supervisor.frames import MAX_FRAME_BYTES, encode
 from sandboxd.supervisor.front_news import Herald
 from sandboxd.supervisor.prepare import Blob
 from sandboxd.supervisor.users import SERVICES_INDEX
@@ -62,3 +66,22 @@ def test_a_plugin_that_the_version_does_not_have_is_no_news() -> None:
     Herald(TENANT, None).down(front, "other", "in quarantine")
 
     assert front.told == []
+
+
+@pytest.mark.parametrize("character", ["x", "\N{SNOWMAN}"])
+def test_a_long_reason_fits_a_frame(character: str) -> None:
+    """Whatever a tenant's module or worker made of it: a front that cannot be told is of no use to anybody."""
+    reason = character * 2 * MAX_FRAME_BYTES
+    down = front_frames.plugin_down(TENANT, "filter", reason)
+    detach = front_frames.detach(7, reason)
+
+    assert max(len(encode(down)), len(encode(detach))) < 5000
+    for shown in (down.plugin_down.reason, detach.detach.reason):
+        assert shown.startswith(character * 1000)
+        assert shown.endswith(" ...")
+        assert len(shown.encode()) <= 4096
+
+
+def test_a_reason_that_is_no_text_is_told_all_the_same() -> None:
+    """File names may hold anything."""
+    assert front_frames.plugin_down(TENANT, "filter", "no \udcff.pem").plugin_down.reason == "no ?.pem"

@@ -189,7 +189,7 @@ def test_fronts_counters_are_bounded() -> None:
     assert sum(found.values()) == 2 * (MAX_NAMES + 10)
 
 
-@pytest.mark.parametrize("word", ["", "[]", "null", '{"a/p": 3}', "{"])
+@pytest.mark.parametrize("word", ["", "[]", "null", '{"a/p": 3}', "{", pytest.param("[" * 30_000, id="deep")])
 def test_a_front_that_says_nothing(word: str) -> None:
     assert read(word) == {}
 

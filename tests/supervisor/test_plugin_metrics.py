@@ -7,6 +7,7 @@ import re
 import pytest
 
 from sandboxd.errors import WorkerError
+from sandboxd.limits import METRICS_PER_FRAME
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor.metrics_text import exposition
 from sandboxd.supervisor.plugin_families import PluginTotals, plugin_families
@@ -51,6 +52,15 @@ def test_names_can_be_shown_anywhere() -> None:
 def test_frame_of_a_hostile_worker(metric: control.Metric) -> None:
     with pytest.raises(WorkerError):
         read_report(control.VmMetrics(metrics=[metric]))
+
+
+def test_number_of_metrics_in_a_frame_is_bounded() -> None:
+    """Reading them keeps the supervisor's loop from everybody else."""
+    metrics = [control.Metric()] * METRICS_PER_FRAME
+    assert len(read_report(control.VmMetrics(metrics=metrics)).metrics) == METRICS_PER_FRAME
+
+    with pytest.raises(WorkerError, match="reported 2049 metrics in one frame; 2048 are the most"):
+        read_report(control.VmMetrics(metrics=[*metrics, control.Metric()]))
 
 
 def test_sum_over_vms_pieces_and_restarts() -> None:

@@ -212,6 +212,13 @@ class TestDirectories:
         with pytest.raises(ConfigError, match="32 bytes"):
             RedactionKeys(tmp_path / "s")
 
+    def test_a_key_that_others_can_read_is_an_error(self, tmp_path: Path) -> None:
+        """Who has it can find out what was hashed."""
+        RedactionKeys(tmp_path / "s")
+        (tmp_path / "s" / "redaction.key").chmod(0o640)
+        with pytest.raises(ConfigError, match=r"redaction.key: .*alone may read it \(0600\)"):
+            RedactionKeys(tmp_path / "s")
+
     def test_only_dead_sockets_are_removed(self, short_path: Path) -> None:
         """A live one and a plain file stay."""
         path = short_path / "s"

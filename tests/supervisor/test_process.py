@@ -13,17 +13,18 @@ import time
 import weakref
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from sandboxd.protos import control_pb2 as control
-from sandboxd.supervisor import launch, process, reading_pace
+from sandboxd.supervisor import frames, launch, process, reading_pace
 from sandboxd.supervisor.exits import Exit
 from sandboxd.supervisor.folders import FileChanges
 from sandboxd.supervisor.launch import WorkerSpec
 from sandboxd.supervisor.process import WorkerProcess
-from sandboxd.supervisor.worker_events import Event, Ready
-from sandboxd.supervisor.worker_protocol import VmView
+from sandboxd.supervisor.worker_events import Event, Ready, SharedAsk
+from sandboxd.supervisor.worker_protocol import VmView, WorkerView
 
 READY = "say(ready=control.WorkerReady(layers=layers))\n"
 HEAD = """
@@ -222,6 +223,97 @@ async def test_stops_in_peace_or_not(
     assert end in (await asyncio.wait_for(gone, 5)).sentence
 
 
+class Chatter:
+    """A worker whose words the test puts into its mouth; the time that each costs the supervisor is the test's too."""
+
+    def __init__(self, cost_s: float) -> None:
+        self.cost_s = cost_s
+        self.heard: list[float] = []
+        self.gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.process = WorkerProcess(WorkerSpec("t", launch=self._launch), self._event, self.gone.set_result)
+        self.process.view.vms[1] = VmView(1, starts=1 << 30)
+        self.say(ready=control.WorkerReady(layers=LAYERS))
+
+    def _launch(self) -> launch.Launched:
+        with frames.Pair() as pair:
+            self.mouth = pair.theirs.dup()
+            silent = subprocess.Popen(["sleep", "60"], stderr=subprocess.PIPE)
+            return launch.Launched(silent, pair.ours, pair.theirs.fileno())
+
+    def _event(self, event: Event) -> None:
+        if not isinstance(event, Ready):
+            self.heard.append(time.monotonic())
+            time.sleep(self.cost_s)
+
+    def say(self, **frame: Any) -> None:
+        """Have it said."""
+        self.mouth.send(control.FromWorker(**frame).SerializeToString())
+
+    async def hears(self, count: int) -> None:
+        """Wait until so many frames have been heard."""
+        async with asyncio.timeout(20):
+            while len(self.heard) < count:
+                await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        """Kill it."""
+        self.mouth.close()
+        self.process.kill("has shown it")
+        await asyncio.wait_for(self.gone, 10)
+
+
+async def test_the_others_have_a_turn_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many words of a worker wait, and whatever kind they are."""
+    monkeypatch.setattr(reading_pace, "CALLOUTS_BURST", 1 << 30)
+    worker = Chatter(2 * process.TURN_S)
+    for _ in range(20):
+        worker.say(callout=control.Callout(vm_id=1, call_id=1))
+    heard_each_turn = []
+    for _ in range(10):
+        before = len(worker.heard)
+        await asyncio.sleep(0)
+        heard_each_turn.append(len(worker.heard) - before)
+    await worker.end()
+
+    assert max(heard_each_turn) == 1, heard_each_turn
+
+
+async def test_reading_counts_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that is dear to check costs its worker as much as one that is dear to handle."""
+    feed = WorkerView.feed
+
+    def slow(view: WorkerView, data: bytes) -> Event:
+        time.sleep(0.02)
+        return feed(view, data)
+
+    worker = Chatter(0.0)
+    while not worker.process.layers:
+        await asyncio.sleep(0)
+    monkeypatch.setattr(WorkerView, "feed", slow)
+    for number in range(1, 4):
+        worker.say(vm_failed=control.VmFailed(vm_id=1, generation=number))
+    await worker.hears(3)
+    await worker.end()
+
+    pauses = [after - before for before, after in pairwise(worker.heard)]
+    assert min(pauses) > 0.02 * reading_pace.WORK_SHARE * 0.9, pauses
+
+
+async def test_who_is_not_read_is_not_taken_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot answer while the supervisor lets it wait."""
+    monkeypatch.setattr(process, "PING_PERIOD_S", 0.05)
+    monkeypatch.setattr(process, "PONG_TIMEOUT_S", 0.3)
+    worker = Chatter(0.06)
+    worker.say(vm_failed=control.VmFailed(vm_id=1, generation=1))
+    worker.say(vm_failed=control.VmFailed(vm_id=1, generation=2))
+    await worker.hears(2)
+    killed_for = worker.process.killed_for
+    await worker.end()
+
+    assert worker.heard[1] - worker.heard[0] > 0.3
+    assert killed_for == ""
+
+
 async def test_changes_of_folders_get_a_share_of_the_time(play: Callable[[str], None]) -> None:
     """However much the supervisor has to do for each: the others of its loop have the rest."""
     play(READY + "\nfor _ in range(20): say(file_changes=control.FileChanges(vm_id=1))\ntime.sleep(60)")
@@ -242,4 +334,36 @@ async def test_changes_of_folders_get_a_share_of_the_time(play: Callable[[str], 
     await gone
 
     pauses = [after - before for before, after in pairwise(handled)]
-    assert min(pauses) > 0.02 * reading_pace.CHANGES_SHARE * 0.9, pauses
+    assert min(pauses) > 0.02 * reading_pace.WORK_SHARE * 0.9, pauses
+
+
+async def test_questions_for_shared_data_are_slowed_down_as_callouts_are(
+    play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away answers at once, so a worker could ask as fast as the supervisor's core lets it."""
+    monkeypatch.setattr(reading_pace, "CALLOUTS_PER_SECOND", 100)
+    monkeypatch.setattr(reading_pace, "CALLOUTS_BURST", 5)
+    program = """
+    import struct
+    data = struct.pack("<III", 1, 0, 1) + b"k"
+    for n in range(1, 26): say(shared_ask=control.SharedAsk(vm_id=1, number=n, data=data))
+    time.sleep(60)
+    """
+    play(READY + textwrap.dedent(program))
+    handled: list[float] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, SharedAsk):
+            handled.append(time.monotonic())
+            worker.view.vms[1].asking -= 1  # answered
+
+    gone: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    worker = WorkerProcess(WorkerSpec("t"), on_event, gone.set_result)
+    worker.view.vms[1] = VmView(1)
+    async with asyncio.timeout(20):
+        while len(handled) < 25:
+            await asyncio.sleep(0.01)
+    worker.kill("has shown it")
+    await gone
+
+    assert handled[-1] - handled[0] > 0.18

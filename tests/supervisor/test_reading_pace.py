@@ -6,7 +6,7 @@ import pytest
 
 from sandboxd.errors import WorkerError
 from sandboxd.supervisor import reading_pace
-from sandboxd.supervisor.reading_pace import ReadingPace, after_changes
+from sandboxd.supervisor.reading_pace import ReadingPace
 
 
 def say(pace: ReadingPace, count: int, now_s: float) -> None:
@@ -53,8 +53,17 @@ def test_a_congested_worker_waits_even_if_it_is_slow() -> None:
 
 @pytest.mark.parametrize(
     ("spent_s", "wait_s"),
-    [(0.0, 0.0), (0.01, 0.01 * reading_pace.CHANGES_SHARE), (60.0, reading_pace.LONGEST_PAUSE_S)],
+    [(0.0, 0.0), (0.01, 0.01 * reading_pace.WORK_SHARE), (60.0, reading_pace.LONGEST_PAUSE_S)],
 )
-def test_changes_of_folders_get_a_share_but_pings_go_on(spent_s: float, wait_s: float) -> None:
+def test_what_a_worker_says_gets_a_share_of_the_time_but_pings_go_on(spent_s: float, wait_s: float) -> None:
     """The pause is bounded, for a worker that is not read cannot answer."""
-    assert after_changes(spent_s) == wait_s
+    assert ReadingPace(10.0).worked(spent_s) == wait_s
+
+
+def test_many_cheap_frames_are_paid_for_as_few_dear_ones() -> None:
+    """But together: a pause for each would cost more than the frames."""
+    pace = ReadingPace(10.0)
+    waits = [pace.worked(reading_pace.WORK_UNIT_S / 8) for _ in range(80)]
+
+    assert sum(waits) == pytest.approx(10 * reading_pace.WORK_UNIT_S * reading_pace.WORK_SHARE)
+    assert [wait > 0 for wait in waits] == ([False] * 7 + [True]) * 10

@@ -271,12 +271,13 @@ def test_a_worker_asks_only_so_much_at_once() -> None:
         ("{url: 'redis://x', password: secret}", "password"),
     ],
 )
-def test_policies(backend: str, says: str) -> None:
+def test_policies(backend: str, says: str, tmp_path: Path) -> None:
     """Errors name the place and hold no secret."""
+    (tmp_path / "m").touch()
     plugin = f"  - name: p\n    module: {{file: m, sha256: {'0' * 64}}}\n"
     head = f"tenant: a\nshared: {{backend: {backend}}}\nplugins:\n{plugin}"
     with pytest.raises(PolicyError) as caught:
-        parse_policy(head, "/etc/a.yaml", module_root=None)
+        parse_policy(head, "/etc/a.yaml", module_root=tmp_path)
     assert says in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -294,3 +295,16 @@ async def test_what_another_has_put_there_is_answered(monkeypatch: pytest.Monkey
 
     assert int.from_bytes(found[:4], "little") == INTERNAL_FAILURE
     await store.close()
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"\xff\xfe", "is not UTF-8"), (None, "cannot be read: No such file")])
+def test_password_that_cannot_be_read_is_an_error_that_names_the_file(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    """It may have changed since the policy was loaded."""
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(WorkerError, match=f"password_file: {file} {says}"):
+        RemoteStore("acme", SharedBackend("redis://127.0.0.1/0", password_file=file))

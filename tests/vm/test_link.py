@@ -102,7 +102,21 @@ def test_all_problems_are_named_at_once() -> None:
     """An operator need not mend and try again for each."""
     module = guest(imports='(import "env" "nothing" (func))', marker="", memory="", allocator="")
 
-    assert len(problems(parse(module), MIB)) == 4
+    assert len(list(problems(parse(module), MIB))) == 4
+
+
+@pytest.mark.parametrize("name", ["nothing", "\N{SNOWMAN}" * 64])
+def test_text_of_many_problems_is_bounded(name: str) -> None:
+    """It goes into control frames and logs; the first problems are enough to begin with."""
+    module = guest(imports="".join(f'(import "env" "{number} {name}" (func))' for number in range(900)))
+    with pytest.raises(ModuleRejected) as caught:
+        linked(module)
+
+    text = str(caught.value)
+    assert text.startswith(f"import env.0 {name[:62]}: no host function of that name; ")
+    assert text.endswith("; and more")
+    assert text.count("import env.") <= 20
+    assert len(text.encode()) <= 4096
 
 
 def test_hostile_names_are_cleaned() -> None:

@@ -10,7 +10,7 @@ from wasmtime import wat2wasm
 from sandboxd.errors import ModuleRejected
 from sandboxd.limits import MAX_MODULE_IMPORTS
 from sandboxd.vm.abi import AbiVersion, FuncType
-from sandboxd.vm.wasm_binary import abi_markers, abi_version, parse
+from sandboxd.vm.wasm_binary import MAX_ALL_TYPE_VALUES, MAX_SECTIONS, abi_markers, abi_version, parse
 from sandboxd.vm.wasm_module import Export, Import, Kind, Limits
 from sandboxd.vm.wasm_rewrite import rewrite, start_to_export
 from tests.support.guests import GUESTS
@@ -138,6 +138,31 @@ def test_malformed_binaries_are_rejected_with_their_place(data: bytes, text: str
     """Each refusal names the section, the byte, and what is wrong there."""
     with pytest.raises(ModuleRejected, match=text):
         parse(data)
+
+
+def test_the_number_of_sections_is_bounded() -> None:
+    """An empty one is three bytes of the file, and more than a hundred of memory and a microsecond here."""
+    least = section(0, b"\0")
+
+    assert len(parse(HEADER + least * MAX_SECTIONS).sections) == MAX_SECTIONS
+    place = f"section header, byte {len(HEADER) + 3 * MAX_SECTIONS}: more than {MAX_SECTIONS} sections"
+    with pytest.raises(ModuleRejected, match=place):
+        parse(HEADER + least * (MAX_SECTIONS + 1))
+
+
+def test_the_types_values_are_bounded_in_all() -> None:
+    """Each is one byte of the file, and a call here."""
+    thousand = b"\x60\xe8\x07" + b"\x7f" * 1000 + b"\0"
+
+    def types(count: int) -> bytes:
+        body = bytes([count & 0x7F | 0x80, count >> 7]) + thousand * count
+        length = bytes([len(body) >> shift & 0x7F | 0x80 for shift in (0, 7, 14)]) + bytes([len(body) >> 21])
+        return HEADER + b"\1" + length + body
+
+    most = MAX_ALL_TYPE_VALUES // 1000
+    parse(types(most))
+    with pytest.raises(ModuleRejected, match=f"type section, byte .*more than {MAX_ALL_TYPE_VALUES} parameters"):
+        parse(types(most + 1))
 
 
 def test_start_function_becomes_an_export() -> None:
