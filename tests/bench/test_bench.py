@@ -12,6 +12,8 @@ from tests.bench import channel, load, matrix, neighbour, proxies, results, spec
 from tests.bench.__main__ import PARTS
 from tests.support import guests, redis_server
 
+pytestmark = pytest.mark.long
+
 
 def rounds(*rates: float) -> list[load.Load]:
     """Return rounds with these rates."""

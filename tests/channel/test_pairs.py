@@ -75,6 +75,7 @@ def test_any_bytes(data: bytes) -> None:
     assert pairs.encode(entries) == data or data == b"\0\0\0\0"
 
 
+@pytest.mark.long
 @given(MAPS, st.integers(0, 2**20), st.binary(min_size=1, max_size=4))
 @settings(max_examples=5000, deadline=None)
 def test_damaged_maps(entries: list[tuple[bytes, bytes]], where: int, what: bytes) -> None:

@@ -353,6 +353,7 @@ def test_maps_go_on_once(setup: Setup) -> None:
     assert client.reason == ""
 
 
+@pytest.mark.long
 def test_a_vm_that_always_has_something_does_not_keep_the_caller(setup: Setup) -> None:
     """sbx_arm gives the thread back after 16 rings full at most, and the descriptor is readable at once."""
     client = setup.open(serve=False)

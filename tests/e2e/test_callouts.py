@@ -132,6 +132,7 @@ def test_a_large_response(callers: Callers) -> None:
     assert callers.result("http web GET /big/900000 0").startswith("200 900000 xxx")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("commands", "expected"),
     [

@@ -11,7 +11,7 @@ from sandboxd.demo import http1
 from sandboxd.demo.client import Request
 from tests.support import guests, stage
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(180)]
 
 QUICK = {"cpu_per_call": "50ms", "time_per_event": "1s"}
 ANSWER_WITHIN_S = 1.5

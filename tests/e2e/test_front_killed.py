@@ -12,7 +12,7 @@ import pytest
 from sandboxd.demo.client import Request
 from tests.support import guests, stage, traffic
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.long, pytest.mark.envoy, pytest.mark.timeout(120)]
 
 
 def test_a_killed_front_is_replaced(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_a_worker_that_dies_again_and_again_is_started_ever_later(daemon: FakeDa
     wait_for(lambda: daemon.serves("alpha main"), 10, "back")
 
 
+@pytest.mark.long
 def test_a_worker_that_stops_answering_is_killed(daemon: FakeDaemon) -> None:
     """SIGSTOP: no pong for some seconds, then SIGKILL, then a fresh one."""
     old = daemon.worker_pid("alpha")

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sandboxd.jail.layers import ALWAYS_REQUIRED, Layer
 from sandboxd.protos import admin_pb2 as admin
 from tests.support.daemon_client import ADD_HEADER, FakeDaemon, fake_daemon, policy_text
+
+pytestmark = pytest.mark.long
 
 POOR = "tests.support.poor_machine"
 ALPHA = {"a": policy_text("alpha", ADD_HEADER)}

@@ -25,6 +25,8 @@ from sandboxd.supervisor.budgets import hint
 from tests.support.modules import bundle, guest
 from tests.support.worker_process import LIMITS, OneVm
 
+pytestmark = pytest.mark.long
+
 REQUEST = pairs.encode([(b":method", b"GET"), (b":path", b"/"), (b":authority", b"x")])
 HEADERS = '(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (local $n i32) {} (i32.const 0))'
 CONFIGURE = '(func (export "proxy_on_configure") (param i32 i32) (result i32) (local $n i32) {} (i32.const 1))'
