@@ -6,7 +6,8 @@
  * seen the end too, or nobody has; else the earlier one brings it the rest, in a hook.
  *
  * They find each other by Envoy's filter state: a pointer and a number. The memory of a chain is used again and never given
- * back while its thread lives, so that a stale pointer is told by the number.
+ * back while its thread lives, so that a stale pointer is told by the number. Most filters are alone and need not look:
+ * Envoy makes all filters of a chain one after the other, and runs none in between.
  */
 #include "module.h"
 
@@ -27,14 +28,18 @@ struct reference {
 };
 
 static const struct envoy_bytes key = {"sandboxd.chain", sizeof "sandboxd.chain" - 1};
-static atomic_uint configs;
+static _Thread_local struct filter *newest; /* no filter of this thread has run since it was made; NULL: one has */
 
-void chain_config(bool more)
+void chain_made(struct filter *filter)
 {
-    if (more)
-        atomic_fetch_add(&configs, 1);
-    else
-        atomic_fetch_sub(&configs, 1);
+    if (newest)
+        newest->has_neighbours = filter->has_neighbours = true;
+    newest = filter;
+}
+
+void chain_runs(void)
+{
+    newest = NULL;
 }
 
 static struct chain *find(const struct filter *filter)
@@ -66,8 +71,8 @@ static struct chain *begin_chain(struct filter *filter, struct worker *worker)
 
 void chain_join(struct filter *filter)
 {
-    if (atomic_load_explicit(&configs, memory_order_relaxed) < 2)
-        return; /* it is alone */
+    if (!filter->has_neighbours)
+        return;
     filter->chain = find(filter);
     if (!filter->chain)
         filter->chain = begin_chain(filter, filter->link->worker);

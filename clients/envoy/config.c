@@ -224,7 +224,6 @@ const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, s
     } else if (!define_counters(envoy, config)) {
         complain_of("filter_config", "Envoy takes no counters");
     } else {
-        chain_config(true);
         return config;
     }
     free(config);
@@ -234,7 +233,6 @@ const void *HOOK(http_filter_config_new)(void *envoy, struct envoy_bytes name, s
 ENVOY_HOOK void HOOK(http_filter_config_destroy)(const void *config);
 void HOOK(http_filter_config_destroy)(const void *config)
 {
-    chain_config(false);
     free((void *)(uintptr_t)config);
 }
 

@@ -32,6 +32,7 @@ void *HOOK(http_filter_new)(const void *config, void *envoy)
     filter->envoy = envoy;
     filter->config = config;
     filter->inside = -1;
+    chain_made(filter);
     return filter;
 }
 
@@ -40,6 +41,7 @@ void *HOOK(http_filter_new)(const void *config, void *envoy)
 static int enter(struct filter *filter, enum direction direction, bool body)
 {
     int before = filter->inside;
+    chain_runs();
     filter->busy++;
     filter->inside = (int)direction;
     filter->inside_body = body;
@@ -253,6 +255,7 @@ void HOOK(http_filter_destroy)(void *module)
         sbx_stream_close(filter->stream, !whole, wall_ns());
         filter->stream = NULL;
     }
+    chain_runs();
     chain_leave(filter);
     if (filter->link)
         forget_wake(filter);

@@ -131,7 +131,8 @@ struct filter {
     struct link *link;
     struct lane *lane;
     sbx_stream *stream;
-    struct chain *chain; /* NULL: no other filter of this module is about */
+    bool has_neighbours; /* others were made right before it or after it, of its chain or of another stream's */
+    struct chain *chain; /* NULL: it is alone */
     void *scheduler;
     bool scheduled;     /* by this thread, and did not run yet */
     struct filter *next_waiting;
@@ -239,7 +240,8 @@ bool body_keep(struct filter *filter, enum direction direction);
 bool body_hand_over(struct filter *filter, enum direction direction);
 
 /* chain.c */
-void chain_config(bool more); /* a filter's configuration came or went */
+void chain_made(struct filter *filter);
+void chain_runs(void); /* a filter does */
 void chain_join(struct filter *filter);
 void chain_leave(struct filter *filter);
 void chains_free(struct worker *worker);
