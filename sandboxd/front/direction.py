@@ -184,7 +184,16 @@ class Direction(Received):
             self.out.append(replies.trailers(self.names.trailers, self._trailer_changes))
         held = self._holds()
         self.taken = held and self.body.last is not None
-        self.waiting = held and (self.input_over or self.all_stopped)
+        self.waiting = (held or self._owes()) and (self.input_over or self.all_stopped)
+
+    def _owes(self) -> bool:
+        """Whether the VM has met all, and neither lets all go nor says that it holds something. No honest one does."""
+        if self.unseen:
+            return False
+        if self.trailers_seen:
+            return not self._trailers_released
+        end_came = self.body.last is not None and self.body.last[1]
+        return not self._headers_released or (end_came and not self.body.ended)
 
     # --- without the plugin ---
 

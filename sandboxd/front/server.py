@@ -26,6 +26,7 @@ from sandboxd.config import DaemonConfig, TcpListen, TlsFiles, UnixListen
 from sandboxd.errors import ConfigError, PolicyError
 from sandboxd.front.counters import Counters
 from sandboxd.front.ext_proc import IDLE_SWEEP_S, ExtProcService
+from sandboxd.front.grpc_log import quieten
 from sandboxd.front.plugin import Plugin, prepare
 from sandboxd.front.registry import Channel, Owner, Registry
 from sandboxd.jail.front_jail import FrontJail, give_up_rest
@@ -78,6 +79,7 @@ def serve_front(index: int, control_socket: socket.socket, config: DaemonConfig,
         ConfigError: it cannot listen where the configuration says.
         JailError: it could not give up its privileges.
     """
+    quieten()
     # Everything imported so far lives as long as the process, so the collector need not look at it; and an exchange
     # makes hundreds of objects of which hardly any is part of a cycle.
     gc.freeze()

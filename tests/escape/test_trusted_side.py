@@ -64,7 +64,9 @@ REQUEST = [
 class Target:
     """The daemon under attack."""
 
-    def __init__(self, directory: Path, deeds: tuple[str, ...] = DEEDS, more: str = MORE, **extra: str) -> None:
+    def __init__(
+        self, directory: Path, deeds: tuple[str, ...] = DEEDS, more: str = MORE, attach: str = "", **extra: str
+    ) -> None:
         self.directory = directory
         policies = directory / "policies"
         policies.mkdir()
@@ -76,7 +78,7 @@ class Target:
         directories = "".join(f"{name}_directory: {directory / name}\n" for name in ("runtime", "cache", "state"))
         config.write_text(
             f"policies: {policies}\n{directories}front: {{processes: 1}}\njail: {{self_test: false}}\n"
-            "log: {level: debug}\nchannel: {ring_bytes: 64KiB}\n"
+            f"log: {{level: debug}}\nchannel: {{ring_bytes: 64KiB}}\n{attach}"
         )
         self.log_path = directory / "log"
         with self.log_path.open("wb") as log:

@@ -25,6 +25,7 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.worker.control import ControlSocket
 from sandboxd.worker.loop import Loop
 from tests.support.fake_vm import Event, FakeVm, pass_through
+from tests.support.hostile_bodies import BodyDeeds
 from tests.support.hostile_callouts import CalloutDeeds
 from tests.support.hostile_connections import ConnectionDeeds
 from tests.support.hostile_files import FileDeeds
@@ -36,7 +37,7 @@ LOG_LINES = 5000
 SMUGGLED_FRAMES = 50
 
 
-class Evil(CalloutDeeds, ConnectionDeeds, FileDeeds):
+class Evil(BodyDeeds, CalloutDeeds, ConnectionDeeds, FileDeeds):
     """One worker with one deed."""
 
     def __init__(self, deed: str, socket: ControlSocket) -> None:
@@ -73,7 +74,8 @@ class Evil(CalloutDeeds, ConnectionDeeds, FileDeeds):
 
     def _answered(self, event: Event) -> Iterable[Record]:
         begins = event.kind in {layout.REQUEST_HEADERS, layout.DOWNSTREAM_DATA}
-        return self._answer(event) if begins else pass_through(event)
+        does = begins or getattr(self._answer, "answers_everything", False)
+        return self._answer(event) if does else pass_through(event)
 
     def _changed(self, event: Event, *added: tuple[bytes, bytes]) -> list[Record]:
         payload = pairs.encode([*pairs.decode(event.payload), *added])
