@@ -1,5 +1,5 @@
 """
-What `stream.ProcessStream` needs of the pure half of a stream: an HTTP exchange or a TCP connection.
+What `stream.ProcessStream` needs of the pure half of a stream (an HTTP exchange or a TCP connection), and of its kind.
 
 Messages of the proxy become events for the VM (`sandboxd.exchange.side.Ask`), what comes of them becomes replies,
 without any I/O.
@@ -8,6 +8,7 @@ without any I/O.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from sandboxd.channel.completions import Effect
@@ -73,3 +74,15 @@ class Conversation(Protocol):
 
 Make: TypeAlias = Callable[[Plugin, Report], Conversation]
 """Makes one for a plugin, with what it reports to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What kind of stream it is, and what its operator has said of it."""
+
+    parse: Callable[[bytes], Any]
+    """Makes a ``ProcessingRequest`` of a message; raises DecodeError."""
+    make: Make
+    """Makes what the stream is about."""
+    ends_early: bool = False
+    """The response headers are the last message that the proxy sends: answer them, and the stream is over."""

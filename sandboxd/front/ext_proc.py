@@ -18,10 +18,11 @@ import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.errors import PeerError
+from sandboxd.front.conversation import Options
 from sandboxd.front.ext_proc_codec import Exchange
 from sandboxd.front.network_codec import NetworkExchange
 from sandboxd.front.registry import Entry, Registry
-from sandboxd.front.stream import Options, ProcessStream, UnfinishedError
+from sandboxd.front.stream import ProcessStream, UnfinishedError
 from sandboxd.protos import network_ext_proc_pb2 as network_pb
 
 METHOD = "Process"

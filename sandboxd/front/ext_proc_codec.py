@@ -9,25 +9,24 @@ left out in silence; what cannot be left out without damage ends the exchange by
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from sandboxd.channel import layout, pairs
-from sandboxd.channel.completions import Effect, parse_local_response
+from sandboxd.channel.completions import Effect
 from sandboxd.errors import PeerError
 from sandboxd.exchange.side import PHASES, REQUEST, RESPONSE, Ask
-from sandboxd.front import proxy, replies
+from sandboxd.front import local_responses, proxy, replies
 from sandboxd.front import side as d
 from sandboxd.front.direction import Direction
+from sandboxd.front.failure import action_on
 from sandboxd.front.metadata import Metadata
+from sandboxd.front.mode_override import unneeded_bodies
+from sandboxd.front.order import after_headers, no_longer_waits
 from sandboxd.front.plugin import Plugin
 from sandboxd.front.side import CannotCarryError, Report
-from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
-from sandboxd.policy.model import OnFailure
+from sandboxd.policy.failure import ActionKind, Cause, Phase
 from sandboxd.policy.write_rules import LocalResponse
-
-ATTRIBUTES_KEY = "envoy.filters.http.ext_proc"
 
 _RESPONSE_KINDS = frozenset({layout.RESPONSE_HEADERS, layout.RESPONSE_BODY, layout.RESPONSE_TRAILERS})
 
@@ -105,24 +104,12 @@ class Exchange:
             side.mode = mode
             side.early_body = modes.early_body
         if self._allow_mode_override:
-            self._mode_override = self._unneeded_bodies()
-
-    def _unneeded_bodies(self) -> bytes:
-        """Return the mode override that spares bodies that the plugin has no use for, b"" if there are none."""
-        modes = (self.request.mode, self.response.mode)
-        if d.FULL_DUPLEX_STREAMED in modes:  # Envoy ignores overrides then
-            return b""
-        needs = self.plugin.needs
-        wanted = (
-            modes[0] if needs.request_body or REQUEST.body_callback in needs.callbacks else d.NONE,
-            modes[1] if needs.response_body or RESPONSE.body_callback in needs.callbacks else d.NONE,
-        )
-        return replies.mode_override(*wanted) if wanted != modes else b""
+            self._mode_override = unneeded_bodies(modes.request, modes.response, self.plugin.needs)
 
     def _headers(self, side: Direction, headers: pb.HttpHeaders) -> list[Ask]:
         if side.headers_seen:
             raise PeerError(f"{side.names.word} headers after {side.names.word} headers, body or trailers")
-        self._no_longer_waits(side)
+        no_longer_waits(side)
         needed = self.plugin.needs.request_headers if side is self.request else self.plugin.needs.response_headers
         held = proxy.held(headers.headers, side.names.headers_section, self.plugin.redactor, needed)
         side.take_headers(held, headers.end_of_stream)
@@ -132,7 +119,7 @@ class Exchange:
         return [Ask(side.names.headers, pairs.encode(held.view), headers.end_of_stream)]
 
     def _body(self, side: Direction, body: pb.HttpBody) -> list[Ask]:
-        asks = self._after_headers(side)
+        asks = after_headers(side)
         data, end = body.body, body.end_of_stream
         needs = self.plugin.needs
         readable = needs.request_body if side is self.request else needs.response_body
@@ -159,7 +146,7 @@ class Exchange:
         return []
 
     def _trailers(self, side: Direction, trailers: pb.HttpTrailers) -> list[Ask]:
-        asks = self._after_headers(side)
+        asks = after_headers(side)
         needs = self.plugin.needs
         is_request = side is self.request
         needed = needs.request_trailers if is_request else needs.response_trailers
@@ -172,22 +159,6 @@ class Exchange:
             side.pass_on()
             return []
         return [*asks, Ask(side.names.trailers, pairs.encode(held.view), False)]
-
-    def _after_headers(self, side: Direction) -> list[Ask]:
-        """Check that a body or trailers may come; returns what the VM has to be told first."""
-        if side.input_over:
-            raise PeerError(f"{side.names.word} body or trailers after the end of the {side.names.word}")
-        self._no_longer_waits(side)
-        if side.headers_seen:
-            return []
-        side.skip_headers()
-        return [Ask(side.names.headers, b"", False)]
-
-    def _no_longer_waits(self, side: Direction) -> None:
-        if side.unanswered == side.names.headers and side.early_body:
-            side.answer_headers_early()
-        elif side.unanswered:
-            raise PeerError(f"{side.names.word} message before the one before it was answered")
 
     # --- what the plugin did ---
 
@@ -241,7 +212,9 @@ class Exchange:
                 elif kind <= layout.RESPONSE_TRAILERS:
                     self.response.apply(effect)
                 elif kind == layout.LOCAL_RESPONSE:
-                    self._local_response(effect.payload)
+                    if not self._local_response_seen:
+                        self._local_response_seen = True
+                        self._respond(local_responses.permitted(effect.payload, self.plugin, self._report))
                 elif kind == layout.PROPERTY_SET:
                     self._set_property(effect.payload)
                 elif kind == layout.CLEAR_ROUTE_CACHE:
@@ -293,19 +266,7 @@ class Exchange:
     def _close_stream(self) -> None:
         # ext_proc has no reset. Closing the gRPC stream would mean "go on" to a filter with failure_mode_allow.
         self._report("ext_proc.cannot_carry.close_stream", "")
-        self._respond(LocalResponse(500, "wasm_close_stream", (), b"", None))
-
-    def _local_response(self, payload: bytes) -> None:
-        if self._local_response_seen:
-            return
-        self._local_response_seen = True
-        given = parse_local_response(payload)
-        response, refusals = self.plugin.rules.local_response(
-            given.status, given.details, given.headers, given.body, given.grpc_status
-        )
-        for refusal in refusals:
-            self._report(f"refused.{refusal.reason}", refusal.name)
-        self._respond(response or LocalResponse(500, "sandboxd_local_response_denied", (), b"", None))
+        self._respond(local_responses.STREAM_CLOSED)
 
     def _respond(self, response: LocalResponse) -> None:
         """End the exchange with a response; whatever was to be sent on is not."""
@@ -320,7 +281,7 @@ class Exchange:
     def _cannot_carry(self, what: str) -> None:
         self._report(f"ext_proc.cannot_carry.{what}", "")
         if not self.finished:
-            self._respond(LocalResponse(500, f"sandboxd_cannot_carry_{what}", (), b"", None))
+            self._respond(local_responses.cannot_carry(what))
 
     @property
     def at_last(self) -> bool:
@@ -364,24 +325,24 @@ class Exchange:
         if self.finished or self.bypassed:
             return
         self._report(f"failed.{cause.value}", "")
-        policy = self.plugin.policy.failure
         sides = (self.request, self.response)
         if self.observing:
             self.bypassed = True
             self._observe()
             return
-        if policy.policy is OnFailure.OPEN and not all(side.can_pass_on for side in sides):
-            self._report("failure.open_impossible", "the plugin keeps bytes that the proxy does not have")
-            policy = replace(policy, policy=OnFailure.CLOSED)
-        action = decide(policy, self._failed_phase(), cause, response_started=self.response.started)
+        action = action_on(
+            self.plugin,
+            self._failed_phase(),
+            cause,
+            self._report,
+            can_pass_on=all(side.can_pass_on for side in sides),
+            response_started=self.response.started,
+        )
         if action.kind is ActionKind.CONTINUE:
-            self._report("failure.open", cause.value)
             self.bypassed = True
             for side in sides:
                 side.pass_on()
             return
-        if action.kind is ActionKind.RESET:
-            self._report("failure.reset", cause.value)
         # To Envoy an immediate response after the response has begun means: reset.
         self._respond(LocalResponse(action.status or 500, action.details, (), b"", None))
 

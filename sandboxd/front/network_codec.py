@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from sandboxd.channel import layout
 from sandboxd.channel.completions import Effect
@@ -18,13 +17,13 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.errors import PeerError
 from sandboxd.exchange.side import Ask
 from sandboxd.front import network_attributes, wire
+from sandboxd.front.failure import action_on
 from sandboxd.front.metadata import Metadata
 from sandboxd.front.network_side import DOWNSTREAM, UPSTREAM, NetworkSide
 from sandboxd.front.plugin import Plugin
 from sandboxd.front.side import CannotCarryError, Report
-from sandboxd.policy.capabilities import TCP_CALLBACKS
-from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
-from sandboxd.policy.model import OnFailure
+from sandboxd.policy.capability_names import TCP_CALLBACKS
+from sandboxd.policy.failure import ActionKind, Cause, Phase
 from sandboxd.protos import network_ext_proc_pb2 as pb
 
 _CLOSE = wire.number_field(4, 1)
@@ -268,12 +267,11 @@ class NetworkExchange:
         if self.finished or self.bypassed:
             return
         self._report(f"failed.{cause.value}", "")
-        policy = self.plugin.policy.failure
-        if policy.policy is OnFailure.OPEN and not all(side.can_pass_by for side in self._sides):
-            self._report("failure.open_impossible", "the plugin keeps bytes that the proxy does not have")
-            policy = replace(policy, policy=OnFailure.CLOSED)
-        if decide(policy, self._phase, cause, response_started=True).kind is ActionKind.CONTINUE:
-            self._report("failure.open", cause.value)
+        can_pass_on = all(side.can_pass_by for side in self._sides)
+        action = action_on(
+            self.plugin, self._phase, cause, self._report, can_pass_on=can_pass_on, response_started=True
+        )
+        if action.kind is ActionKind.CONTINUE:
             self.bypassed = True
             for side in self._sides:
                 side.held = False
@@ -282,5 +280,4 @@ class NetworkExchange:
                     self._settle(side)
             return
         # Not an orderly end: the peer must not take what it has for the whole.
-        self._report("failure.reset", cause.value)
         self._end(_CLOSE_RST)

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,37 +23,18 @@ from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
 from sandboxd.errors import PeerError
 from sandboxd.exchange.side import Ask
-from sandboxd.front.conversation import Conversation, Make
+from sandboxd.front.conversation import Conversation, Options
 from sandboxd.front.registry import Channel, Entry
-from sandboxd.policy.failure import Cause, cause_of_vm_failure
-from sandboxd.policy.model import OnFailure
+from sandboxd.front.vm_state import CODE_CAUSES, cause_of_loss, wait_for_vm
+from sandboxd.policy.failure import Cause
 
 _log = logging.getLogger(__name__)
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
-_CODE_CAUSES = {
-    layout.CODE_UNKNOWN_STREAM: Cause.VM_DOWN,
-    layout.CODE_OUT_OF_ORDER: Cause.PROTOCOL,
-    layout.CODE_LIMIT: Cause.LIMIT,
-    layout.CODE_STREAM_OVER: Cause.PROTOCOL,
-}
-
 
 class UnfinishedError(Exception):
     """The proxy ended the stream before the message that was to be its last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What kind of stream it is, and what its operator has said of it."""
-
-    parse: Callable[[bytes], Any]
-    """Makes a ``ProcessingRequest`` of a message; raises DecodeError."""
-    make: Make
-    """Makes what the stream is about."""
-    ends_early: bool = False
-    """The response headers are the last message that the proxy sends: answer them, and the stream is over."""
 
 
 class ProcessStream:
@@ -208,22 +188,12 @@ class ProcessStream:
         entry = self.entry
         entry.counters.count("streams")
         if entry.channel is None or not entry.channel.vm.ready:
-            await self._wait_for_vm(entry)
+            await wait_for_vm(entry)
         channel = entry.channel
         self._channel = channel
         plugin = channel.plugin if channel is not None else entry.plugin
         self._exchange = exchange = self._options.make(plugin, entry.counters.report)
         return exchange
-
-    async def _wait_for_vm(self, entry: Entry) -> None:
-        """Wait for a VM that is on its way, no longer than for a verdict."""
-        deadline = self._loop.time() + entry.plugin.policy.limits.time_per_event_ns / 1e9
-        await entry.wait_settled(deadline - self._loop.time())
-        channel = entry.channel
-        if channel is None or channel.vm.ready:
-            return
-        if channel.starting or entry.plugin.policy.failure.policy is OnFailure.RELOAD:
-            await channel.wait_ready(deadline - self._loop.time())
 
     # --- events ---
 
@@ -270,14 +240,10 @@ class ProcessStream:
     def _outcome(self, exchange: Conversation, ask: Ask, outcome: Verdict | Lost) -> None:
         if type(outcome) is Verdict:
             self._verdict(exchange, ask, outcome)
-        elif outcome is Lost.TIMEOUT:
-            self._fail(exchange, Cause.TIMEOUT)
-        elif outcome is Lost.DOWN:
-            assert self._channel is not None
-            self._fail(exchange, cause_of_vm_failure(self._channel.vm.client.vm_failure))
         else:
+            assert type(outcome) is Lost
             assert self._channel is not None
-            self._fail(exchange, self._channel.dead_cause)
+            self._fail(exchange, cause_of_loss(outcome, self._channel))
 
     def _verdict(self, exchange: Conversation, ask: Ask, verdict: Verdict) -> None:
         assert self._channel is not None
@@ -292,7 +258,7 @@ class ProcessStream:
         if verdict.code == layout.CODE_OUT_OF_ORDER:
             kind = layout.SUBMISSION_NAMES[ask.kind]
             self.entry.counters.report("out_of_order", kind)
-        self._fail(exchange, _CODE_CAUSES[verdict.code])
+        self._fail(exchange, CODE_CAUSES[verdict.code])
 
     def _fail(self, exchange: Conversation, cause: Cause) -> None:
         exchange.fail(cause)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -16,14 +14,6 @@ from tests.support.fake_vm import Event, pass_through
 from tests.support.front_rig import Call, Rig, kinds_seen, modes, plugin, request_headers, response_headers
 
 METADATA = [("x-sandboxd-tenant", "acme"), (ext_proc.LAST_KEY, ext_proc.RESPONSE_HEADERS)]
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.start()
-    yield made
-    await made.close()
 
 
 def early(rig: Rig) -> Call:

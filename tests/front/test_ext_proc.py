@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -19,14 +18,6 @@ from tests.support.front_rig import Rig, kinds_seen, modes, plugin, request_head
 
 STOPPED = layout.STATE_REQUEST_PAUSED | layout.STATE_REQUEST_HEADERS_HELD | layout.STATE_REQUEST_ALL_STOPPED
 FAST = "limits: {time_per_event: 60ms}"
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.start()
-    yield made
-    await made.close()
 
 
 def stop_requests(event: Event):  # type: ignore[no-untyped-def]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +13,6 @@ from tests.support.fake_vm import Event, pass_through
 from tests.support.front_rig import Rig, modes, plugin, request_headers
 
 PATIENT = "limits: {time_per_event: 30s}"
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    """A front with its fake VMs."""
-    made = Rig(tmp_path)
-    await made.start()
-    yield made
-    await made.close()
 
 
 def keeps_bodies(event: Event) -> list[Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from types import SimpleNamespace
 
 import pytest
@@ -19,14 +18,6 @@ DOWN = layout.DOWNSTREAM_DATA
 HELD = layout.STATE_REQUEST_PAUSED
 SLOW = "limits: {time_per_event: 5s, time_per_pause: 5s}"
 IMPATIENT = "limits: {time_per_event: 60ms, time_per_pause: 5s}"
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(tmp_path)
-    await made.start()
-    yield made
-    await made.close()
 
 
 class Vm:

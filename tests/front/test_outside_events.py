@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -19,15 +18,6 @@ from tests.support.front_rig import Rig, plugin, request_headers
 
 STOPPED = layout.STATE_REQUEST_PAUSED | layout.STATE_REQUEST_HEADERS_HELD | layout.STATE_REQUEST_ALL_STOPPED
 Record = tuple[int, int, int, int, int, bytes]
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    """A front with its fake VMs."""
-    made = Rig(tmp_path)
-    await made.start()
-    yield made
-    await made.close()
 
 
 def vm_that_pauses(late: Callable[[int], Iterable[Record]]) -> tuple[list[int], Callable[[Event], list[Any]]]:

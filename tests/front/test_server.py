@@ -19,7 +19,7 @@ from sandboxd.config import Machine
 from sandboxd.config_file import load_config
 from sandboxd.errors import ConfigError
 from sandboxd.front.server import Front
-from sandboxd.policy.capabilities import CALLBACKS
+from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import frames
 from tests.support.fake_vm import FakeVm

@@ -13,7 +13,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import Effect, LocalResponse, encode_local_response
 from sandboxd.front.plugin import Plugin
-from sandboxd.policy.capabilities import CALLBACKS, HOST_FUNCTIONS
+from sandboxd.policy.capability_names import CALLBACKS, HOST_FUNCTIONS
 from tests.support import front_rig as rig
 from tests.support.ext_proc_play import AS_SUBMITTED, BUFFERED, EOS, STREAMED, Play, changed, effect, local, sets
 

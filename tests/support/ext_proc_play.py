@@ -12,7 +12,7 @@ from sandboxd.channel.completions import Effect, LocalResponse, encode_local_res
 from sandboxd.exchange.side import Ask
 from sandboxd.front.ext_proc_codec import Exchange
 from sandboxd.front.plugin import Plugin
-from sandboxd.policy.capabilities import CALLBACKS
+from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.policy.failure import Cause
 from tests.support import front_rig as rig
 
