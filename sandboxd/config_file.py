@@ -38,7 +38,8 @@ from sandboxd.config import (
 from sandboxd.errors import ConfigError
 from sandboxd.jail.layers import ALWAYS_REQUIRED, GROUPS, Layer
 from sandboxd.policy.read_plugin import checked_name
-from sandboxd.yaml_nodes import Source, Value, compose
+from sandboxd.yaml_compose import compose
+from sandboxd.yaml_nodes import Source, Value
 
 _LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}|::1|localhost")
 _TCP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})")

@@ -1,9 +1,8 @@
 """
 Typed reading of an operator's YAML file, with errors that name file, line, key and what is allowed.
 
-Works on composed nodes, never on constructed objects: nothing in the file can make Python do anything.
-Anchors, aliases, merge keys, tags, duplicate keys and non-string keys are refused, nesting and size are
-bounded. Pure; used by `sandboxd.policy.load` and `sandboxd.config`.
+Works on the nodes of `sandboxd.yaml_compose`, never on constructed objects. Merge keys, tags, duplicate keys and
+non-string keys are refused. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -20,59 +18,12 @@ import yaml
 
 from sandboxd import limits
 from sandboxd.errors import OperatorError
+from sandboxd.quantities import DURATION, SIZE, WITH_UNIT, Quantity, scaled
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {"str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "null": "empty"}
-_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]+)")
 
 Choice = TypeVar("Choice", bound=str)
-
-
-@dataclass(frozen=True, slots=True)
-class _Quantity:
-    """A kind of number that carries its unit."""
-
-    what: str
-    example: str
-    units: dict[str, int]
-    """Smallest first."""
-
-    def show(self, value: int) -> str:
-        """Write a value with the largest unit that divides it."""
-        unit = next(unit for unit in reversed(self.units) if value % self.units[unit] == 0)
-        return f"{value // self.units[unit]}{unit}"
-
-
-_DURATION = _Quantity(
-    "a duration",
-    "5ms",
-    {"ns": 1, "us": limits.US_NS, "ms": limits.MS_NS, "s": limits.S_NS, "m": 60 * limits.S_NS},
-)
-_SIZE = _Quantity("a size", "32MiB", {"B": 1, "KiB": limits.KIB, "MiB": limits.MIB, "GiB": limits.GIB})
-
-
-class _BoundedLoader(yaml.SafeLoader):
-    """Composes nodes only; refuses what can multiply work or hide a key."""
-
-    _depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.events.AliasEvent):
-            raise _refused(event, "YAML aliases are not supported")
-        if getattr(event, "anchor", None) is not None:
-            raise _refused(event, "YAML anchors are not supported")
-        if self._depth >= limits.MAX_YAML_DEPTH:
-            raise _refused(event, f"is nested deeper than {limits.MAX_YAML_DEPTH} levels")
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
-
-
-def _refused(event: Any, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,47 +36,6 @@ class Source:
     def fail(self, problem: str, *, line: int = 0, key: str = "", allowed: tuple[str, ...] = ()) -> OperatorError:
         """Return (not raise) the error for a place in this file."""
         return self.error(problem, path=self.path, line=line, key=key, allowed=allowed)
-
-
-def compose(text: str, source: Source) -> Value:
-    """
-    Parse one YAML document.
-
-    Raises:
-        OperatorError: of the source's kind; the file is too large, is not YAML, or uses what is refused.
-    """
-    if len(text.encode("utf-8", "surrogatepass")) > limits.MAX_POLICY_FILE_BYTES:
-        raise source.fail(f"is larger than {limits.MAX_POLICY_FILE_BYTES} bytes")
-    try:
-        node = _compose(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = f"is not valid YAML: {_without_quotes(error.problem or error.context or 'unknown')}"
-        # `from None`: PyYAML's own text shows the line, which may hold a secret.
-        raise source.fail(problem, line=mark.line + 1 if mark else 0) from None
-    except yaml.YAMLError:
-        raise source.fail("is not valid YAML: it holds characters that YAML does not allow") from None
-    if node is None:
-        raise source.fail("is empty")
-    return Value(node, "", source)
-
-
-def _compose(text: str) -> yaml.Node | None:
-    loader = _BoundedLoader(text)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
-
-
-def _without_quotes(problem: str) -> str:
-    """Cut quoted text of the file from a parser's message; punctuation and ``'<scalar>'`` stay."""
-
-    def cut(match: re.Match[str]) -> str:
-        inside = match[0][1:-1]
-        return match[0] if len(inside) <= 1 or inside.startswith("<") else "'...'"
-
-    return re.sub(r"'[^']*'|\"[^\"]*\"", cut, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +182,7 @@ class Value:
 
     def duration_ns(self, least: int, most: int) -> int:
         """Read a duration such as ``5ms`` in nanoseconds."""
-        return self._quantity(_DURATION, least, most)
+        return self._quantity(DURATION, least, most)
 
     def duration_ms(self, least: int, most: int) -> int:
         """Read a duration such as ``1s`` in whole milliseconds; the bounds are milliseconds too."""
@@ -283,18 +193,18 @@ class Value:
 
     def size(self, least: int, most: int) -> int:
         """Read a size such as ``32MiB`` in bytes."""
-        return self._quantity(_SIZE, least, most)
+        return self._quantity(SIZE, least, most)
 
-    def _quantity(self, quantity: _Quantity, least: int, most: int) -> int:
+    def _quantity(self, quantity: Quantity, least: int, most: int) -> int:
         what, units, show = quantity.what, quantity.units, quantity.show
         form = f"a number with one of {' '.join(units)}, such as {quantity.example}"
         if self._scalar_kind() not in _KINDS:
             raise self.fail(f"must be {what}, but is {self._kind()}", (form,))
         text = self._text()
-        match = _QUANTITY.fullmatch(text)
+        match = WITH_UNIT.fullmatch(text)
         if match is None or match[2] not in units:
             raise self.fail(f"{_shown(text)} is not {what}", (form,))
-        value = _scaled(match[1], units[match[2]])
+        value = scaled(match[1], units[match[2]])
         if value is None:
             raise self.fail(f"{_shown(text)} is finer than {what} can be", (form,))
         if not least <= value <= most:
@@ -368,13 +278,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` if one of the known words is close, else nothing."""
     close = difflib.get_close_matches(word[:100], list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _scaled(number: str, unit: int) -> int | None:
-    """Multiply a decimal exactly; None if the result is not whole."""
-    whole, _, fraction = number.partition(".")
-    value, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
-    return None if rest else value
 
 
 def _shown(text: str | None) -> str:

@@ -109,7 +109,7 @@ def test_trusted_side_never_loads_the_engine(root: str) -> None:
     [
         ("wasmtime", ("sandboxd.vm", "sandboxd.compiler", "sandboxd.worker")),
         ("grpc", ("sandboxd.front", "sandboxd.egress")),
-        ("yaml", ("sandboxd.yaml_nodes", "sandboxd.commands", "sandboxd.demo")),
+        ("yaml", ("sandboxd.yaml_compose", "sandboxd.yaml_nodes", "sandboxd.commands", "sandboxd.demo")),
     ],
 )
 def test_libraries_stay_in_their_rooms(library: str, rooms: tuple[str, ...]) -> None:

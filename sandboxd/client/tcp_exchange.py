@@ -12,7 +12,7 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.client.compiled import Compiled
 from sandboxd.errors import PeerError
 from sandboxd.exchange.side import Ask
-from sandboxd.policy.capabilities import TCP_CALLBACKS
+from sandboxd.policy.capability_names import TCP_CALLBACKS
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
 from sandboxd.policy.model import OnFailure
 from sandboxd.policy.write_rules import Reason, Refusal

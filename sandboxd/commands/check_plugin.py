@@ -13,7 +13,7 @@ from sandboxd.commands.common import Compiling
 from sandboxd.errors import ModuleRejected, SandboxdError
 from sandboxd.log import GUEST_LEVELS, one_line
 from sandboxd.policy import capabilities as caps
-from sandboxd.policy import conformance
+from sandboxd.policy import capability_names, conformance
 from sandboxd.policy.load import verify_module
 from sandboxd.policy.model import PluginKind, PluginPolicy, TenantPolicy
 from sandboxd.supervisor.local import LocalSandbox, VmStartError
@@ -171,7 +171,7 @@ class _Check:
 
     def _denied(self, report: PluginReport) -> Iterator[Finding]:
         """Modules of some SDKs import the functions for callouts whether they call out or not."""
-        callouts = [name for name in report.denied_functions if name in caps.CALLOUT_FUNCTIONS]
+        callouts = [name for name in report.denied_functions if name in capability_names.CALLOUT_FUNCTIONS]
         if self._plugin.callouts.upstreams:
             callouts = []
         names = ", ".join(name for name in report.denied_functions if name not in callouts)
@@ -217,7 +217,7 @@ def _described(report: PluginReport, prepared: PreparedPlugin) -> PluginReport:
     granted = by_binding[Binding.HOST]
     # hostcore has these functions and answers them honestly; for the operator they are not there.
     denied = by_binding[Binding.DENIED]
-    unavailable = by_binding[Binding.UNAVAILABLE] | ((granted | denied) & caps.UNAVAILABLE)
+    unavailable = by_binding[Binding.UNAVAILABLE] | ((granted | denied) & capability_names.UNAVAILABLE)
     facts = conformance.load()
     version = manifest.abi.text
     called = {name for name in manifest.granted_callbacks if not _never_called(name, manifest.abi)}
@@ -260,7 +260,7 @@ def _transports(called: set[str], version: str) -> tuple[str, ...]:
 
 
 def _never_called(name: str, version: AbiVersion) -> bool:
-    return name in caps.UNAVAILABLE or not conformance.load().callbacks[name].transports(version.text)
+    return name in capability_names.UNAVAILABLE or not conformance.load().callbacks[name].transports(version.text)
 
 
 def _log_text(log_lines: tuple[tuple[int, str], ...]) -> str:

@@ -14,7 +14,8 @@ from sandboxd.commands.envoy_filters import (
     visible_attributes,
 )
 from sandboxd.limits import MS_NS
-from sandboxd.policy.capabilities import TCP_CALLBACKS, DataNeeds, needs
+from sandboxd.policy.capabilities import DataNeeds, needs
+from sandboxd.policy.capability_names import TCP_CALLBACKS
 from sandboxd.policy.model import OnFailure, PluginPolicy
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.network"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.channel.sync_vm import SyncVm
-from sandboxd.commands.cases import Case, load_cases
+from sandboxd.commands.cases import Case
 from sandboxd.commands.common import (
     Colours,
     Compiling,
@@ -21,6 +21,7 @@ from sandboxd.commands.common import (
 )
 from sandboxd.commands.compare import differences
 from sandboxd.commands.exchange import Exchange, Outcome
+from sandboxd.commands.read_cases import load_cases
 from sandboxd.errors import PolicyError
 from sandboxd.front.plugin import Plugin, prepare
 from sandboxd.log import GUEST_LEVELS, one_line

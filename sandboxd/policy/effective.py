@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sandboxd.policy.capabilities import MAP_WRITES
+from sandboxd.policy.capability_names import MAP_WRITES
 from sandboxd.policy.model import PluginPolicy, ResolvedCapabilities
 
 _BODY_WRITES = frozenset({"proxy_set_buffer_bytes"})

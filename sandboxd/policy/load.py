@@ -19,7 +19,8 @@ from sandboxd.errors import ModuleRejected, PolicyError
 from sandboxd.jail.layers import GROUPS, Layer
 from sandboxd.policy.model import Isolation, ModuleRef, PluginPolicy, SharedBackend, SharedPolicy, TenantPolicy
 from sandboxd.policy.read_plugin import Modules, read_name, read_plugin
-from sandboxd.yaml_nodes import Source, Value, compose
+from sandboxd.yaml_compose import compose
+from sandboxd.yaml_nodes import Source, Value
 
 ISOLATION_LAYERS = (*(layer.value for layer in Layer), *GROUPS)
 """

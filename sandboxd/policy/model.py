@@ -17,7 +17,7 @@ from sandboxd.policy.callouts import CalloutPolicy
 from sandboxd.policy.folders import WasiPolicy
 
 ResolvedCapabilities: TypeAlias = frozenset[str]
-"""Names granted: host functions, WASI functions, callbacks. See `sandboxd.policy.capabilities`."""
+"""Names granted: host functions, WASI functions, callbacks. See `sandboxd.policy.capability_names`."""
 
 
 class Clock(enum.StrEnum):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sandboxd import limits
 from sandboxd.policy import capabilities as caps
+from sandboxd.policy import capability_names
 from sandboxd.policy.folders import WasiPolicy
 from sandboxd.policy.model import (
     Clock,
@@ -221,7 +222,7 @@ def _capabilities(value: Value | None, wasi: WasiPolicy) -> ResolvedCapabilities
     Read grants. No section: the default preset. Names to allow without a preset: those alone. Folders grant what one
     needs to use them, unless it is denied by name.
     """
-    files = caps.FILE_FUNCTIONS if wasi.folders else frozenset[str]()
+    files = capability_names.FILE_FUNCTIONS if wasi.folders else frozenset[str]()
     if value is None:
         return caps.PRESETS[caps.DEFAULT_PRESET] | files
     section = value.section(("preset", "allow", "deny"))
@@ -239,14 +240,14 @@ def _capabilities(value: Value | None, wasi: WasiPolicy) -> ResolvedCapabilities
 
 
 def _capability_names(value: Value | None) -> list[str]:
-    return [_capability_name(item) for item in value.items(most=len(caps.ALL))] if value else []
+    return [_capability_name(item) for item in value.items(most=len(capability_names.ALL))] if value else []
 
 
 def _capability_name(value: Value) -> str:
     name = value.string()
-    if name not in caps.ALL:
+    if name not in capability_names.ALL:
         raise value.fail(
-            f"{name[:70]!r} is not a capability{did_you_mean(name, sorted(caps.ALL))}",
+            f"{name[:70]!r} is not a capability{did_you_mean(name, sorted(capability_names.ALL))}",
             ("host functions, WASI functions and callbacks by their ABI names",),
         )
     return name

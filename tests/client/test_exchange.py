@@ -14,7 +14,8 @@ from sandboxd.channel.pairs import encode
 from sandboxd.client import compiled
 from sandboxd.client.exchange import Exchange
 from sandboxd.client.outcome import Outcome
-from sandboxd.policy.capabilities import CALLBACKS, needs
+from sandboxd.policy.capabilities import needs
+from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import Cause
 from sandboxd.policy.write_rules import Reason, Refusal

@@ -18,7 +18,8 @@ from sandboxd.channel.memfd import create_blob, create_channel
 from sandboxd.client import wire
 from sandboxd.client.connection import State
 from sandboxd.errors import PeerError
-from sandboxd.policy.capabilities import HTTP_CALLBACKS, PRESETS, needs
+from sandboxd.policy.capabilities import PRESETS, needs
+from sandboxd.policy.capability_names import HTTP_CALLBACKS
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import Cause
 from sandboxd.policy.model import ModuleRef, PluginPolicy

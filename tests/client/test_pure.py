@@ -13,7 +13,8 @@ from sandboxd.channel.attach_wire import RefusalCode
 from sandboxd.channel.pairs import decode
 from sandboxd.client import attributes, compiled, wire
 from sandboxd.errors import PeerError
-from sandboxd.policy.capabilities import HEADER_CALLBACKS, HOST_FUNCTIONS, HTTP_CALLBACKS, DataNeeds, needs
+from sandboxd.policy.capabilities import DataNeeds, needs
+from sandboxd.policy.capability_names import HEADER_CALLBACKS, HOST_FUNCTIONS, HTTP_CALLBACKS
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.model import (
     FailurePolicy,

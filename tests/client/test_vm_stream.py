@@ -8,7 +8,8 @@ from sandboxd.channel import memfd
 from sandboxd.client import compiled
 from sandboxd.client.channel import Channel
 from sandboxd.client.stream import AsyncStream
-from sandboxd.policy.capabilities import CALLBACKS, needs
+from sandboxd.policy.capabilities import needs
+from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import Cause
 from tests.support.fake_vm import FakeVm

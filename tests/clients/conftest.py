@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import c_client
+from tests.support.scripted_channel import Setup
 
 HERE = Path(__file__).parent
 
@@ -22,6 +23,14 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if c_client.compiler()[0] in ("ziglang", "clang"):
         flags = (*flags[:-1], "-fsanitize-trap=all")
     return c_client.load(c_client.compile_to(target, [str(HERE / "shim.c")], flags))
+
+
+@pytest.fixture
+def setup(shim: ctypes.CDLL) -> Iterator[Setup]:
+    """A channel between the library and a scripted VM."""
+    made = Setup(shim)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

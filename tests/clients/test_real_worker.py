@@ -11,7 +11,7 @@ import pytest
 
 from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import decode_map
-from sandboxd.policy import capabilities
+from sandboxd.policy import capabilities, capability_names
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.model import ModuleRef, PluginPolicy, Section
 from sandboxd.policy.redact import Redactor
@@ -26,7 +26,7 @@ POLICY = PluginPolicy(
     ModuleRef(ADD_HEADER, hashlib.sha256(ADD_HEADER.read_bytes()).hexdigest()),
     capabilities=capabilities.PRESETS["standard"],
 )
-NEEDS = capabilities.needs(capabilities.PRESETS["standard"], capabilities.HTTP_CALLBACKS)
+NEEDS = capabilities.needs(capabilities.PRESETS["standard"], capability_names.HTTP_CALLBACKS)
 REQUEST = [(b":path", b"/x"), (b":method", b"GET"), (b"cookie", b"hidden"), (b"a", b"1")]
 RESPONSE = [(b":status", b"200"), (b"set-cookie", b"hidden"), (b"b", b"2")]
 

@@ -20,7 +20,7 @@ from sandboxd.channel.memfd import ChannelFds, create_channel
 from sandboxd.channel.ring import Record
 from sandboxd.client import compiled
 from sandboxd.client.tcp_exchange import TcpExchange, TcpOutcome
-from sandboxd.policy import capabilities
+from sandboxd.policy import capabilities, capability_names
 from sandboxd.policy.compile import compile_policy
 from sandboxd.policy.failure import Cause
 from sandboxd.policy.model import ModuleRef, PluginPolicy
@@ -45,7 +45,7 @@ POLICIES = ("", "write: {body: false}", "failure: {policy: open}", "failure: {po
 def blob(extra: str = "", *, reads: bool = True) -> bytes:
     """A compiled policy of a plugin with all callbacks for TCP."""
     asked = plugin_policy(extra)
-    callbacks = capabilities.TCP_CALLBACKS
+    callbacks = capability_names.TCP_CALLBACKS
     functions = {"proxy_get_buffer_bytes"} if reads else set()
     needs = capabilities.needs(asked.capabilities & {*functions, *callbacks}, callbacks)
     return compile_policy("acme", asked, needs, bytes(32))
@@ -435,7 +435,7 @@ def sandboxed(guest: Guest, cache: Path) -> tuple[LocalSandbox, bytes]:
     asked = PluginPolicy(
         guest.name, module, capabilities=capabilities.PRESETS["standard"], configuration=guest.configuration.encode()
     )
-    needs = capabilities.needs(asked.capabilities, capabilities.TCP_CALLBACKS)
+    needs = capabilities.needs(asked.capabilities, capability_names.TCP_CALLBACKS)
     return LocalSandbox(asked, cache_directory=cache, ring_bytes=65536), compile_policy("t", asked, needs, bytes(32))
 
 

@@ -17,7 +17,7 @@ from sandboxd.channel import layout, pairs
 from sandboxd.channel.completions import LocalResponse, encode_local_response
 from sandboxd.channel.memfd import create_channel
 from sandboxd.channel.ring import Record
-from sandboxd.policy import capabilities
+from sandboxd.policy import capabilities, capability_names
 from sandboxd.policy.model import ModuleRef, PluginPolicy
 from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor.attach import compile_attached
@@ -34,7 +34,7 @@ Open = Callable[..., CChannel]
 def attached(*functions: str, granted: bool = True) -> bytes:
     """What the daemon hands over for a module that imports these and, unless told otherwise, is granted them."""
     policy = POLICY if granted else replace(POLICY, capabilities=POLICY.capabilities - set(functions))
-    callbacks = sorted(capabilities.HTTP_CALLBACKS)
+    callbacks = sorted(capability_names.HTTP_CALLBACKS)
     attach = control.Attach(
         tenant="t", callbacks=callbacks, imported_functions=[*READS, *functions], redaction_key=bytes(32)
     )
@@ -65,7 +65,7 @@ def forgers(shim: c.CDLL, function: str, forged: Callable[[Event], Record]) -> I
             yield client
 
 
-@pytest.mark.parametrize("function", sorted(capabilities.MAP_WRITES))
+@pytest.mark.parametrize("function", sorted(capability_names.MAP_WRITES))
 def test_headers(shim: c.CDLL, function: str) -> None:
     after = pairs.encode([*PATH, (b"x-user", b"admin")])
     found = []

@@ -12,9 +12,8 @@ from sandboxd.commands.cases import (
     Case,
     HeaderExpectation,
     LogExpectation,
-    load_cases,
-    parse_cases,
 )
+from sandboxd.commands.read_cases import load_cases, parse_cases
 from sandboxd.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from sandboxd.cli import main
-from sandboxd.policy.capabilities import CALLOUT_FUNCTIONS
+from sandboxd.policy.capability_names import CALLOUT_FUNCTIONS
 from tests.hostcore.guest_wat import guest
 from tests.support.daemon_client import ADD_HEADER, GUESTS, RUST_HEADERS, policy_text
 

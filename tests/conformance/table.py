@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sandboxd.policy import capabilities as caps
+from sandboxd.policy import capability_names
 from sandboxd.policy.conformance import (
     CARRIED_ELSE,
     ERRNO_NAMES,
@@ -38,9 +38,11 @@ def document(facts: Conformance) -> str:
     """Return the generated section, with its markers."""
     functions = facts.functions.values()
     names = {
-        "Host functions": [f for f in functions if f.name in caps.HOST_FUNCTIONS],
-        "WASI preview 1": [f for f in functions if f.name in caps.WASI_FUNCTIONS],
-        "Beside the specification": [f for f in functions if f.name not in caps.HOST_FUNCTIONS | caps.WASI_FUNCTIONS],
+        "Host functions": [f for f in functions if f.name in capability_names.HOST_FUNCTIONS],
+        "WASI preview 1": [f for f in functions if f.name in capability_names.WASI_FUNCTIONS],
+        "Beside the specification": [
+            f for f in functions if f.name not in capability_names.HOST_FUNCTIONS | capability_names.WASI_FUNCTIONS
+        ],
     }
     parts = [BEGIN, "", _INTRODUCTION]
     for title, rows in names.items():
@@ -91,7 +93,7 @@ def _callback_table(rows: Iterable[CallbackFacts]) -> list[str]:
             "never" if not any(transports.values()) else _yes(transports, transport)
             for transport in ("ext_proc", "network ext_proc", "shm")
         ]
-        if row.name in caps.UNAVAILABLE and any(transports.values()):
+        if row.name in capability_names.UNAVAILABLE and any(transports.values()):
             cells = ["not yet"] * 3
         denied = "not called" if row.withheld else "called"
         lines.append(f"| `{row.name}` | {_versions(row.versions)} | {' | '.join(cells)} | {denied} |")
@@ -119,7 +121,7 @@ def _answer(answer: Answer, names: dict[int, str]) -> str:
 
 
 def _remark(name: str) -> str:
-    if name in caps.UNAVAILABLE:
+    if name in capability_names.UNAVAILABLE:
         return "reaches nobody in this version"
     return CARRIED_ELSE.get(name, "")
 

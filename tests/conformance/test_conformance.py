@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxd.policy import capabilities as caps
-from sandboxd.policy import conformance
+from sandboxd.policy import capability_names, conformance
 from sandboxd.vm import abi
 from tests.conformance import table
 from tests.conformance.__main__ import DOCUMENT, data_text
@@ -29,21 +28,23 @@ def test_every_name_is_there() -> None:
     facts = conformance.load()
     assert set(facts.functions) == {name for names in abi.IMPORT_MODULES.values() for name in names}
     assert set(facts.callbacks) == set(abi.CALLBACKS)
-    assert set(facts.functions) | set(facts.callbacks) >= caps.ALL
+    assert set(facts.functions) | set(facts.callbacks) >= capability_names.ALL
 
 
 @pytest.mark.parametrize("version", [version.text for version in abi.AbiVersion])
 def test_what_no_policy_may_find_otherwise(version: str) -> None:
     """Denied is denied, a wild address does no harm, a callback that is not granted is silent."""
     facts = conformance.load()
-    for name in caps.HOST_FUNCTIONS:
+    for name in capability_names.HOST_FUNCTIONS:
         assert facts.functions[name].denied[version] == abi.STATUS_INTERNAL_FAILURE
         assert facts.functions[name].wild[version] in {None, 1, 6}
-    for name in caps.WASI_FUNCTIONS - {"proc_exit"}:
+    for name in capability_names.WASI_FUNCTIONS - {"proc_exit"}:
         assert facts.functions[name].denied[version] == abi.WASI_NOTCAPABLE
     assert facts.functions["proc_exit"].denied[version] == "trap"
     assert all(callback.withheld for callback in facts.callbacks.values())
-    for name in caps.TENANT_FUNCTIONS | caps.CALLOUT_FUNCTIONS | caps.METRIC_FUNCTIONS:
+    for name in (
+        capability_names.TENANT_FUNCTIONS | capability_names.CALLOUT_FUNCTIONS | capability_names.METRIC_FUNCTIONS
+    ):
         assert {facts.functions[name].answers[scope][version] for scope in conformance.TRANSPORTS} == {0}, name
-    for name in caps.CALLBACKS - caps.UNAVAILABLE_CALLBACKS - {"proxy_validate_configuration"}:
+    for name in capability_names.CALLBACKS - capability_names.UNAVAILABLE_CALLBACKS - {"proxy_validate_configuration"}:
         assert facts.callbacks[name].transports(version), name

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxd.policy import capabilities as caps
+from sandboxd.policy import capability_names
 from sandboxd.policy.capabilities import PRESETS, DataNeeds, needs, resolve, validate_combination
 
-SDK_EXPORTS = {*caps.CALLBACKS, "malloc", "_initialize", "memory"}
+SDK_EXPORTS = {*capability_names.CALLBACKS, "malloc", "_initialize", "memory"}
 """What the Rust SDK exports whatever the plugin does."""
 
 
 def test_the_list_is_complete() -> None:
     """36 common host functions and 7 of single versions; 28 callbacks; every WASI name once."""
-    assert len(caps.HOST_FUNCTIONS) == 43
-    assert len(caps.CALLBACKS) == 28
-    assert len(caps.WASI_FUNCTIONS) == 46
-    assert len(caps.ALL) == 43 + 28 + 46
-    assert caps.WASI_BASICS <= caps.WASI_FUNCTIONS
-    assert caps.UNAVAILABLE <= caps.ALL
+    assert len(capability_names.HOST_FUNCTIONS) == 43
+    assert len(capability_names.CALLBACKS) == 28
+    assert len(capability_names.WASI_FUNCTIONS) == 46
+    assert len(capability_names.ALL) == 43 + 28 + 46
+    assert capability_names.WASI_BASICS <= capability_names.WASI_FUNCTIONS
+    assert capability_names.UNAVAILABLE <= capability_names.ALL
 
 
 def test_presets_grow() -> None:
     assert PRESETS["none"] == frozenset()
-    assert PRESETS["minimal"] < PRESETS["standard"] < PRESETS["full"] == caps.ALL
+    assert PRESETS["minimal"] < PRESETS["standard"] < PRESETS["full"] == capability_names.ALL
 
 
 def test_minimal_cannot_write_nor_see_bodies() -> None:
     minimal = PRESETS["minimal"]
 
-    assert minimal.isdisjoint(caps.MAP_WRITES | caps.UNAVAILABLE)
+    assert minimal.isdisjoint(capability_names.MAP_WRITES | capability_names.UNAVAILABLE)
     assert minimal.isdisjoint({"proxy_on_request_body", "proxy_set_buffer_bytes", "proxy_send_local_response"})
     assert {"proxy_log", "proxy_get_header_map_value", "proxy_on_context_create", "fd_write"} <= minimal
 
 
 def test_standard_is_all_that_this_version_serves() -> None:
-    assert PRESETS["standard"].isdisjoint(caps.UNAVAILABLE | caps.CALLOUT_FUNCTIONS)
-    assert PRESETS["standard"] >= caps.HOST_FUNCTIONS - caps.CALLOUT_FUNCTIONS
-    assert PRESETS["standard"] >= caps.HTTP_CALLBACKS | caps.TENANT_CALLBACKS | caps.CALLOUT_CALLBACKS
+    assert PRESETS["standard"].isdisjoint(capability_names.UNAVAILABLE | capability_names.CALLOUT_FUNCTIONS)
+    assert PRESETS["standard"] >= capability_names.HOST_FUNCTIONS - capability_names.CALLOUT_FUNCTIONS
+    assert (
+        PRESETS["standard"]
+        >= capability_names.HTTP_CALLBACKS | capability_names.TENANT_CALLBACKS | capability_names.CALLOUT_CALLBACKS
+    )
 
 
 def test_deny_wins() -> None:
@@ -47,7 +50,7 @@ def test_deny_wins() -> None:
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_presets_can_work(preset: str) -> None:
-    assert validate_combination(PRESETS[preset], caps.WASI_BASICS if preset != "none" else None) == ()
+    assert validate_combination(PRESETS[preset], capability_names.WASI_BASICS if preset != "none" else None) == ()
 
 
 def test_callbacks_without_context_create_are_fatal() -> None:
@@ -87,7 +90,7 @@ BYTES = {"request_body", "response_body", "downstream_data", "upstream_data"}
         (PRESETS["full"], set(), set()),
         (PRESETS["minimal"], SDK_EXPORTS, ALL_DATA - BYTES),
         (
-            PRESETS["standard"] - caps.BUFFER_FUNCTIONS,
+            PRESETS["standard"] - capability_names.BUFFER_FUNCTIONS,
             SDK_EXPORTS,
             ALL_DATA - BYTES,
         ),
@@ -97,7 +100,7 @@ BYTES = {"request_body", "response_body", "downstream_data", "upstream_data"}
         (PRESETS["standard"], {"proxy_on_request_trailers"}, {"request_trailers", "properties"}),
         (PRESETS["standard"] - {"proxy_on_request_body"}, {"proxy_on_request_body"}, set()),
         (
-            PRESETS["standard"] - caps.MAP_READS - caps.MAP_WRITES,
+            PRESETS["standard"] - capability_names.MAP_READS - capability_names.MAP_WRITES,
             SDK_EXPORTS,
             {*BYTES, "properties"},
         ),

@@ -13,6 +13,7 @@ from sandboxd.config import Machine
 from sandboxd.config_file import parse_config
 from sandboxd.errors import ConfigError, PolicyError
 from sandboxd.policy import capabilities as caps
+from sandboxd.policy import capability_names
 from sandboxd.policy.failure import _DETAILS
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import DEFAULT_HEADER_RULES, RedactMode
@@ -77,8 +78,8 @@ def test_the_example_of_the_configuration_is_valid() -> None:
     "word",
     [
         *caps.PRESETS,
-        *caps.UNAVAILABLE_FUNCTIONS,
-        *caps.GO_START_FUNCTIONS,
+        *capability_names.UNAVAILABLE_FUNCTIONS,
+        *capability_names.GO_START_FUNCTIONS,
         *RedactMode,
         *(rule.pattern for rule in DEFAULT_HEADER_RULES),
         *_DETAILS.values(),

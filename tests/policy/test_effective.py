@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.policy.capabilities import ALL, HOST_FUNCTIONS, MAP_WRITES, PRESETS
+from sandboxd.policy.capabilities import PRESETS
+from sandboxd.policy.capability_names import ALL, HOST_FUNCTIONS, MAP_WRITES
 from sandboxd.policy.effective import narrowed, usable
 from sandboxd.policy.model import ModuleRef, PluginPolicy, WritePolicy
 

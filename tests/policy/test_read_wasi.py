@@ -9,6 +9,7 @@ import pytest
 from sandboxd import limits
 from sandboxd.errors import PolicyError
 from sandboxd.policy import capabilities as caps
+from sandboxd.policy import capability_names
 from sandboxd.policy.folders import Access, FolderPolicy
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import PluginPolicy
@@ -27,8 +28,8 @@ def test_nothing_by_default() -> None:
 
     assert found.wasi.folders == ()
     assert found.capabilities == caps.PRESETS["minimal"]
-    assert not found.capabilities & (caps.FILE_FUNCTIONS - caps.WASI_BASICS)
-    assert not caps.PRESETS["standard"] & (caps.FILE_FUNCTIONS - caps.WASI_BASICS)
+    assert not found.capabilities & (capability_names.FILE_FUNCTIONS - capability_names.WASI_BASICS)
+    assert not caps.PRESETS["standard"] & (capability_names.FILE_FUNCTIONS - capability_names.WASI_BASICS)
 
 
 def test_folders() -> None:
@@ -43,7 +44,7 @@ def test_folders() -> None:
         FolderPolicy("/rules", Path("/etc/policies/rules"), Access.READ, limits.DEFAULT_FOLDER_BYTES, 100),
         FolderPolicy("/data/out", Path("/srv/out"), Access.WRITE, 2 << 20, 3),
     )
-    assert found.capabilities == caps.PRESETS["minimal"] | caps.FILE_FUNCTIONS
+    assert found.capabilities == caps.PRESETS["minimal"] | capability_names.FILE_FUNCTIONS
     assert "path_symlink" not in found.capabilities
 
 
@@ -54,7 +55,7 @@ def test_a_denial_stays_one() -> None:
     assert "path_unlink_file" not in denied.capabilities
     assert "path_open" in denied.capabilities
     none = plugin(f"capabilities: {{preset: none}}\n{folders}")
-    assert none.capabilities == caps.FILE_FUNCTIONS
+    assert none.capabilities == capability_names.FILE_FUNCTIONS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sandboxd.front.counters import Counters
 from sandboxd.front.ext_proc import ExtProcService
 from sandboxd.front.plugin import Plugin, prepare
 from sandboxd.front.registry import Channel, Owner, Registry
-from sandboxd.policy.capabilities import CALLBACKS
+from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.protos import network_ext_proc_pb2 as network_pb

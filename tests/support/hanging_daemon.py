@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sandboxd.compiler import client
+from sandboxd.compiler import process
 from sandboxd.supervisor import daemon
 from tests.support.fake_daemon import main
 
@@ -17,6 +17,6 @@ def start(_module: str, *_arguments: str) -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    client.python_module = start
+    process.python_module = start
     daemon.EXTEND_START_S = 0.3
     sys.exit(main(sys.argv[1]))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from sandboxd.policy.capabilities import HTTP_CALLBACKS, PRESETS, needs
+from sandboxd.policy.capabilities import PRESETS, needs
+from sandboxd.policy.capability_names import HTTP_CALLBACKS
 from sandboxd.policy.model import HeaderRule, ModuleRef, PluginPolicy, RedactMode, WritePolicy
 
 KEY = bytes(range(32))

@@ -9,11 +9,13 @@ from wasmtime import Module, wat2wasm
 
 from sandboxd.errors import ModuleRejected
 from sandboxd.limits import MIB
-from sandboxd.policy import capabilities
+from sandboxd.policy import capability_names
 from sandboxd.vm import abi
 from sandboxd.vm.abi import AbiVersion, Binding
 from sandboxd.vm.engine import new_engine
-from sandboxd.vm.link import LinkPlan, adapter_wat, fixup_wat, plan, problems, trampolines_wat
+from sandboxd.vm.link import LinkPlan, plan
+from sandboxd.vm.link_modules import adapter_wat, fixup_wat, trampolines_wat
+from sandboxd.vm.link_problems import problems
 from sandboxd.vm.wasm_binary import parse
 from sandboxd.vm.wasm_rewrite import rewrite
 from tests.support.guests import GUESTS
@@ -37,9 +39,9 @@ def test_hostcore_has_every_function_of_the_tables() -> None:
 
 def test_tables_name_what_policies_can_grant() -> None:
     """The capability names and the linker's tables are the same sets."""
-    assert set(abi.PROXY_FUNCTIONS) == capabilities.HOST_FUNCTIONS
-    assert set(abi.WASI_FUNCTIONS) == capabilities.WASI_FUNCTIONS
-    assert set(abi.CALLBACKS) == capabilities.CALLBACKS
+    assert set(abi.PROXY_FUNCTIONS) == capability_names.HOST_FUNCTIONS
+    assert set(abi.WASI_FUNCTIONS) == capability_names.WASI_FUNCTIONS
+    assert set(abi.CALLBACKS) == capability_names.CALLBACKS
 
 
 @pytest.mark.parametrize(
