@@ -2,7 +2,7 @@
 The compiler's process: ``python -m sandboxd.compiler JOB_FD RESULT_FD``, its jail's plan on standard input.
 
 Everything is imported first; then the process closes its jail, then it reads the job. Started by
-`sandboxd.compiler.client` alone.
+`sandboxd.compiler.process` alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from sandboxd.errors import InternalError, ModuleRejected
 from sandboxd.vm.artefacts import write_bundle
 from sandboxd.vm.engine import new_engine
 from sandboxd.vm.identity import engine_identity, settings_sha256
-from sandboxd.vm.link import LinkPlan, adapter_wat, fixup_wat, plan, trampolines_wat
+from sandboxd.vm.link import LinkPlan, plan
+from sandboxd.vm.link_modules import adapter_wat, fixup_wat, trampolines_wat
 from sandboxd.vm.traps import clean
 from sandboxd.vm.wasm_binary import parse
 from sandboxd.vm.wasm_rewrite import rewrite

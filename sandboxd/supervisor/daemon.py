@@ -9,7 +9,7 @@ import signal
 from typing import Any
 
 from sandboxd import limits, log
-from sandboxd.compiler import client as compiler
+from sandboxd.compiler import process as compiler
 from sandboxd.config import DaemonConfig, LogLevel
 from sandboxd.doctor.run import self_test
 from sandboxd.errors import JailError, OperatorError, WorkerError

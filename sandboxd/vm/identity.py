@@ -15,7 +15,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandboxd.vm.link import LINK_VERSION
+from sandboxd.vm.link_modules import LINK_VERSION
 from sandboxd.vm.settings import SETTINGS
 
 

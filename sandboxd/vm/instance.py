@@ -1,103 +1,33 @@
 """
 One virtual machine: a store, the six instances, the channel's window, and the calls into hostcore.
 
-With `window` and `callbacks` the only place with unchecked calls and raw addresses. Imports wasmtime: for the
-worker only. A `Vm` belongs to the thread that made it.
+With `raw_calls`, `window` and `callbacks` the only place with unchecked calls and raw addresses. Imports wasmtime:
+for the worker only. A `Vm` belongs to the thread that made it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import enum
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from wasmtime import Store
 from wasmtime import _bindings as capi
-from wasmtime._ffi import dll
 
 from sandboxd.errors import InternalError
 from sandboxd.limits import DEFAULT_TABLE_ELEMENTS, WASM_PAGE_BYTES
 from sandboxd.vm import window
 from sandboxd.vm.artefacts import BLOB_NAMES
 from sandboxd.vm.callbacks import Interrupt, SharedCalls, clock_function
+from sandboxd.vm.hostcore_answers import MAX_QUESTION_BYTES, MEMORY_PAGES, STATUS, Delivered, VmStatus
 from sandboxd.vm.plugin import LoadedPlugin
+from sandboxd.vm.raw_calls import VALUE_BYTES, Function, address, call_unchecked, extern, memory_data_size
 from sandboxd.vm.traps import FailureCause, GuestFailure, failure
-
-MEMORY_PAGES: Final = 3072
-"""hostcore's memory, minimum and maximum: it never moves and never grows."""
-
-POLL_SLEEP: Final = 1
-POLL_WAKE_CLIENT: Final = 2
-POLL_NO_SPACE: Final = 4
-POLL_STOPPED: Final = 8
-POLL_PROTOCOL: Final = 16
-POLL_INBOX: Final = 32
-POLL_OUTBOX: Final = 64
-
-MAX_QUESTION_BYTES: Final = 12 + 49 * 1024
-"""For shared data that is kept elsewhere, and of its answer: what hostcore has room for."""
-
-_VALUE_BYTES: Final = 16
-"""``wasmtime_val_raw``: a 128-bit union."""
-
-# The call is declared once more here, so that the package's own declaration with its slow conversions stays
-# as it is. CFUNCTYPE: the interpreter's lock is released while the guest runs.
-_call_unchecked: Final = ctypes.CFUNCTYPE(
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
-)(("wasmtime_func_call_unchecked", dll))
-
-_memory_data_size: Final = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
-    ("wasmtime_memory_data_size", dll)
-)
-"""Called before each sleep."""
 
 
 def _nobody(_question: bytes) -> bytes:
     return b""
-
-
-class VmStatus(NamedTuple):
-    """``struct vm_status`` of hostcore, field by field."""
-
-    in_callback: int
-    context_id: int
-    event_seq: int
-    stream_id_low: int
-    stream_id_high: int
-    streams_open: int
-    heap_used_bytes: int
-    heap_peak_bytes: int
-    exited: int
-    exit_code: int
-    violation: int
-    host_calls: int
-    metrics: int
-    next_tick_low: int
-    next_tick_high: int
-    queues_watched: int
-
-    @property
-    def next_tick_ns(self) -> int:
-        """Wall clock of the next tick; 0: none."""
-        return self.next_tick_high << 32 | self.next_tick_low
-
-
-_STATUS: Final = struct.Struct(f"<{len(VmStatus._fields)}I")
-
-
-class Delivered(enum.IntEnum):
-    """What came of `Vm.deliver`."""
-
-    DONE = 0
-    AGAIN = 1
-    """There is more of the same kind to do."""
-    LATER = 2
-    """Too much has arisen outside events lately: deliver it again in a while."""
-    MALFORMED = 3
-    NO_ROOM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +37,6 @@ class SharedRegion:
     fd: int
     size: int
     number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A function of an instance, ready to be called; ``values`` hold arguments and result."""
-
-    extern: Any
-    address: int
-    values: Any
-    count: int
 
 
 class Vm:
@@ -162,7 +82,7 @@ class Vm:
             self._limit_store(plugin, table_elements)
             self._context = ctypes.cast(self._store._context(), ctypes.c_void_p).value
             self._memory = self._new_memory()
-            self._base = _address(capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory)))
+            self._base = address(capi.wasmtime_memory_data(self._store._context(), ctypes.byref(self._memory)))
             self._instances: dict[str, Any] = {}
             for name in BLOB_NAMES:
                 self._instances[name] = self._instantiate(plugin, name)
@@ -176,8 +96,8 @@ class Vm:
             self._window = window.Window(self._base, channel_fd, channel_bytes)
             if shared is not None:
                 self._shared_window = window.Window(self._base, shared.fd, shared.size, window.SHARED_OFFSET)
-            status = self._checked_range(self._call(self._function("status_ptr", 1)), _STATUS.size)
-            self._status = (ctypes.c_char * _STATUS.size).from_address(self._base + status)
+            status = self._checked_range(self._call(self._function("status_ptr", 1)), STATUS.size)
+            self._status = (ctypes.c_char * STATUS.size).from_address(self._base + status)
         except BaseException:
             self.close()
             raise
@@ -219,7 +139,7 @@ class Vm:
         # The hot path: the same as _call(), with nothing looked up.
         values = self._poll.values
         values[0] = spin
-        error = _call_unchecked(self._context, self._poll.address, values, 1, self._trap_address)
+        error = call_unchecked(self._context, self._poll.address, values, 1, self._trap_address)
         if error or self._trap.value:
             raise self._failure(error)
         return int(values[0] & 0xFFFFFFFF)
@@ -252,11 +172,11 @@ class Vm:
 
     def status(self) -> VmStatus:
         """Return hostcore's status."""
-        return VmStatus._make(_STATUS.unpack_from(self._status))
+        return VmStatus._make(STATUS.unpack_from(self._status))
 
     def guest_memory_bytes(self) -> int:
         """Return the current size of the guest's memory."""
-        return int(_memory_data_size(self._context, ctypes.addressof(self._guest_memory)))
+        return int(memory_data_size(self._context, ctypes.addressof(self._guest_memory)))
 
     def close(self) -> None:
         """
@@ -329,11 +249,11 @@ class Vm:
 
     def _resolve(self, importer: str, module: str, item: str) -> Any:
         if module == "env" and item == "memory":
-            return _extern(memory=self._memory)
+            return extern(memory=self._memory)
         if module == "host" and item == "clock_ns":
-            return _extern(func=clock_function(self._store))
+            return extern(func=clock_function(self._store))
         if module == "host" and item == "shared_call":
-            return _extern(func=self._shared_calls.function)
+            return extern(func=self._shared_calls.function)
         if module == "guest":
             # Only the adapter sees the guest itself; everybody else sees the adapter.
             return self._export("guest" if importer == "adapter" else "adapter", item)
@@ -356,13 +276,13 @@ class Vm:
 
     def _function(self, name: str, count: int) -> Function:
         extern = self._export("hostcore", name)
-        values = (ctypes.c_uint64 * (count * _VALUE_BYTES // 8))()
+        values = (ctypes.c_uint64 * (count * VALUE_BYTES // 8))()
         return Function(extern, ctypes.addressof(extern.of.func), values, count)
 
     def _call(self, function: Function, *arguments: int) -> int:
         for index, argument in enumerate(arguments):
-            function.values[index * _VALUE_BYTES // 8] = argument
-        error = _call_unchecked(self._context, function.address, function.values, function.count, self._trap_address)
+            function.values[index * VALUE_BYTES // 8] = argument
+        error = call_unchecked(self._context, function.address, function.values, function.count, self._trap_address)
         if error or self._trap.value:
             raise self._failure(error)
         return int(function.values[0] & 0xFFFFFFFF)
@@ -380,16 +300,3 @@ class Vm:
         if pointer + length > MEMORY_PAGES * WASM_PAGE_BYTES:
             raise InternalError(f"hostcore gave an address outside its memory: {pointer:#x}")
         return pointer
-
-
-def _extern(**of: Any) -> Any:
-    kind, value = next(iter(of.items()))
-    number = {"func": 0, "memory": 3}[kind]
-    return capi.wasmtime_extern_t(number, capi.wasmtime_extern_union(**{kind: value}))
-
-
-def _address(pointer: Any) -> int:
-    address = ctypes.cast(pointer, ctypes.c_void_p).value
-    if not address:
-        raise InternalError("the engine gave no address for hostcore's memory")
-    return address

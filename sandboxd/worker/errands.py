@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 from sandboxd.limits import MS_NS
 from sandboxd.protos import control_pb2 as control
-from sandboxd.vm.instance import Delivered, Vm, VmStatus
+from sandboxd.vm.hostcore_answers import Delivered, VmStatus
+from sandboxd.vm.instance import Vm
 from sandboxd.vm.messages import Delivery, DeliveryKind, Request, RequestKind, decode_request
 from sandboxd.worker.file_journal import FileJournal
 

@@ -24,7 +24,8 @@ from sandboxd.worker.control import ControlSocket, Frame
 from sandboxd.worker.errands import Errands
 from sandboxd.worker.exchange import WorkerExchange
 from sandboxd.worker.remote_shared import RemoteShared
-from sandboxd.worker.vm_thread import VmSpec, VmThread
+from sandboxd.worker.vm_spec import VmSpec
+from sandboxd.worker.vm_thread import VmThread
 from sandboxd.worker.watchdog import Watchdog
 
 

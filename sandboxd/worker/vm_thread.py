@@ -9,15 +9,12 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
 
 from sandboxd.limits import WASM_PAGE_BYTES
 from sandboxd.protos import control_pb2 as control
 from sandboxd.vm import config_blob
 from sandboxd.vm.config_blob import CALLBACK_NAMES
-from sandboxd.vm.instance import (
+from sandboxd.vm.hostcore_answers import (
     POLL_INBOX,
     POLL_NO_SPACE,
     POLL_OUTBOX,
@@ -25,46 +22,19 @@ from sandboxd.vm.instance import (
     POLL_SLEEP,
     POLL_STOPPED,
     POLL_WAKE_CLIENT,
-    SharedRegion,
-    Vm,
     VmStatus,
 )
-from sandboxd.vm.plugin import LoadedPlugin
-from sandboxd.vm.traps import VIOLATIONS, FailureCause, GuestFailure
+from sandboxd.vm.instance import Vm
+from sandboxd.vm.traps import FailureCause, GuestFailure
+from sandboxd.worker.bell import ChannelBell, raise_event
 from sandboxd.worker.control import ControlSocket
 from sandboxd.worker.errands import Errands, Exchange
+from sandboxd.worker.failure_cause import MEMORY_FULL, cause_of
 from sandboxd.worker.header import ChannelHeader, VmState
 from sandboxd.worker.restarts import Leave
-from sandboxd.worker.threads import start_thread
+from sandboxd.worker.threads import CpuClock, start_thread
+from sandboxd.worker.vm_spec import VmSpec
 from sandboxd.worker.watchdog import Watch, Watchdog
-
-MEMORY_FULL: Final = 15 / 16
-"""
-A guest that gives up (``unreachable``) with this share of its memory in use is said to have run out of
-memory.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class VmSpec:
-    """What `OpenVm` and `LoadPlugin` say of a VM. The VM's thread owns the descriptors."""
-
-    vm_id: int
-    plugin_id: int
-    plugin: LoadedPlugin
-    channel_fd: int
-    vm_event_fd: int
-    client_event_fd: int
-    configuration: bytes
-    ring_bytes: int
-    spin: int
-    cpu_per_call_ns: int
-    start_cpu_ns: int
-    table_elements: int
-    restarts: int
-    shared: SharedRegion | None = None
-    ask: Callable[[bytes], bytes] = lambda _question: b""
-    """See `sandboxd.vm.instance.Vm`."""
 
 
 class VmThread:
@@ -86,13 +56,13 @@ class VmThread:
         self._leave = Leave(spec.restarts)
         self._configuration = spec.configuration
         self._generation = 0
-        self._bell = _Bell(self._header, spec.vm_event_fd)
+        self._bell = ChannelBell(self._header, spec.vm_event_fd)
         self.errands = Errands(spec.vm_id, self._bell, exchange)
         """What the VM gets and asks for beside its channel; `Errands` says what other threads may call."""
         self._poller = select.poll()
         self._poller.register(spec.vm_event_fd, select.POLLIN)
         self._closing = False
-        self._cpu_ns = _CpuClock()
+        self._cpu_ns = CpuClock()
         self._callback = ""
         self._vm: Vm | None = None
         self._usage = (0, 0, 0)
@@ -108,7 +78,7 @@ class VmThread:
         """Ask the VM to end; `VmClosed` is sent when it has. A call that runs is broken off."""
         self._closing = True
         self._watch.stop()
-        _raise_event(self._spec.vm_event_fd)
+        self._bell.wake()  # the thread may have ended by now, and its descriptors with it
 
     def restart(self, configuration: bytes | None = None) -> None:
         """
@@ -119,7 +89,7 @@ class VmThread:
         if configuration is not None:
             self._configuration = configuration
         self._leave.give()
-        _raise_event(self._spec.vm_event_fd)
+        self._bell.wake()
 
     @property
     def plugin_id(self) -> int:
@@ -155,7 +125,7 @@ class VmThread:
                     self._fail(failure)
         except BaseException as error:  # a bug of ours must not leave a silent, dead VM
             self._header.state = VmState.GONE
-            _raise_event(self._spec.client_event_fd)
+            raise_event(self._spec.client_event_fd)
             self._socket.send(error=control.WorkerError(message=f"vm {self._spec.vm_id}: {error!r}"[:4096]))
             os._exit(70)
         self._end()
@@ -193,7 +163,7 @@ class VmThread:
             self._watch.end_start()
             self._note_usage(self._vm)
             self._header.state = VmState.READY
-            _raise_event(self._spec.client_event_fd)
+            raise_event(self._spec.client_event_fd)
             self._socket.send(
                 vm_started=control.VmStarted(
                     vm_id=self._spec.vm_id,
@@ -203,7 +173,7 @@ class VmThread:
             )
             self._poll_until_stopped(self._vm)
             self._header.state = VmState.GONE
-            _raise_event(self._spec.client_event_fd)
+            raise_event(self._spec.client_event_fd)
         except GuestFailure as failure:
             raise self._explained(failure) from None
         finally:
@@ -215,7 +185,7 @@ class VmThread:
         while not self._closing:
             result = vm.poll(spin)
             if result & POLL_WAKE_CLIENT:
-                _raise_event(self._spec.client_event_fd)
+                raise_event(self._spec.client_event_fd)
             if result & POLL_OUTBOX:
                 self.errands.send(vm)
             if result & POLL_STOPPED:
@@ -253,7 +223,7 @@ class VmThread:
         at_once = self._leave.failed(while_starting=starting)
         self._header.set_failure(failure.cause)  # before the state, which is what the client looks at
         self._header.state = VmState.GONE if final else VmState.FAILED
-        _raise_event(self._spec.client_event_fd)
+        raise_event(self._spec.client_event_fd)
         self._socket.send(
             vm_failed=control.VmFailed(
                 vm_id=self._spec.vm_id,
@@ -279,7 +249,7 @@ class VmThread:
         self._callback = CALLBACK_NAMES.get(status.in_callback, "")
         memory = self._vm.guest_memory_bytes()
         limit = self._spec.plugin.manifest.memory_pages[1] * WASM_PAGE_BYTES
-        cause, message = _cause(failure, status, memory >= limit * MEMORY_FULL)
+        cause, message = cause_of(failure, status, memory >= limit * MEMORY_FULL)
         if cause in (FailureCause.TRAP, FailureCause.MEMORY_LIMIT):
             message += f" (guest memory {memory} of {limit} bytes)"
         return GuestFailure(cause, message, failure.backtrace, failure.code)
@@ -314,75 +284,9 @@ class VmThread:
         self.errands.reset(self._generation)
         self._bell.close()
         self._header.state = VmState.GONE
-        _raise_event(self._spec.client_event_fd)
+        raise_event(self._spec.client_event_fd)
         for fd in (self._spec.channel_fd, self._spec.vm_event_fd, self._spec.client_event_fd):
             os.close(fd)
         if self._spec.shared is not None:
             os.close(self._spec.shared.fd)
         self._socket.send(vm_closed=control.VmClosed(vm_id=self._spec.vm_id))
-
-
-class _CpuClock:
-    """
-    Returns the CPU time of a thread; 0 before it begins and after it has ended.
-
-    Not a method of `VmThread`: the watchdog's `Watch` keeps it, and a circle would keep the channel's mapping, and with
-    it the channel's memory, until the garbage collector comes by.
-    """
-
-    def __init__(self) -> None:
-        self._clock: int | None = None
-
-    def begin(self) -> None:
-        """Called by the thread itself: for a thread that has ended, the question would be undefined behaviour."""
-        self._clock = time.pthread_getcpuclockid(threading.get_ident())
-
-    def __call__(self) -> int:
-        try:
-            return 0 if self._clock is None else time.clock_gettime_ns(self._clock)
-        except OSError:
-            return 0
-
-
-class _Bell:
-    """The inbox flag in the channel's header, and the eventfd that the VM's thread sleeps on."""
-
-    def __init__(self, header: ChannelHeader, vm_event_fd: int) -> None:
-        self._header = header
-        self._fd = vm_event_fd
-        self._lock = threading.Lock()
-        self._open = True
-
-    def ring(self) -> None:
-        with self._lock:
-            if self._open:
-                self._header.set_inbox(True)
-                _raise_event(self._fd)
-
-    def clear(self) -> None:
-        self._header.set_inbox(False)
-
-    def close(self) -> None:
-        """The descriptor is about to be closed."""
-        with self._lock:
-            self._open = False
-
-
-def _cause(failure: GuestFailure, status: VmStatus, memory_full: bool) -> tuple[FailureCause, str]:
-    if failure.cause is not FailureCause.TRAP:
-        return failure.cause, failure.message
-    if status.exited:
-        return FailureCause.EXIT, f"the guest called proc_exit({status.exit_code})"
-    if status.violation:
-        return VIOLATIONS.get(
-            status.violation, (FailureCause.ABI_VIOLATION, f"hostcore raised violation {status.violation}")
-        )
-    if failure.gave_up and memory_full:
-        return FailureCause.MEMORY_LIMIT, failure.message
-    return FailureCause.TRAP, failure.message
-
-
-def _raise_event(fd: int) -> None:
-    # A full counter means that the other side has its wake-up already.
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_write(fd, 1)

@@ -23,9 +23,11 @@ from sandboxd.vm import abi
 from sandboxd.vm.artefacts import write_bundle
 from sandboxd.vm.config_blob import CALLBACK_NUMBERS, Flag, VmConfig, VmLimits, encode, refresh
 from sandboxd.vm.engine import new_engine
-from sandboxd.vm.instance import POLL_INBOX, POLL_OUTBOX, Delivered, SharedRegion, Vm, VmStatus
-from sandboxd.vm.instance import POLL_SLEEP as SLEEP
-from sandboxd.vm.link import adapter_wat, fixup_wat, plan, trampolines_wat
+from sandboxd.vm.hostcore_answers import POLL_INBOX, POLL_OUTBOX, Delivered, VmStatus
+from sandboxd.vm.hostcore_answers import POLL_SLEEP as SLEEP
+from sandboxd.vm.instance import SharedRegion, Vm
+from sandboxd.vm.link import plan
+from sandboxd.vm.link_modules import adapter_wat, fixup_wat, trampolines_wat
 from sandboxd.vm.messages import Delivery, Request, decode_request
 from sandboxd.vm.plugin import load_plugin
 from sandboxd.vm.wasm_binary import parse

@@ -13,7 +13,7 @@ from wasmtime import MemoryType, Module
 from sandboxd.hostcore import build as hostcore_build
 from sandboxd.vm.abi import EXTRA_FUNCTIONS, IMPORT_MODULES
 from sandboxd.vm.engine import new_engine
-from sandboxd.vm.link import ADAPTER_CALLBACKS
+from sandboxd.vm.link_modules import ADAPTER_CALLBACKS
 from sandboxd.vm.wasm_binary import parse
 
 pytestmark = pytest.mark.long

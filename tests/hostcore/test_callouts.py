@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandboxd.vm.config_blob import Flag
-from sandboxd.vm.instance import Delivered
+from sandboxd.vm.hostcore_answers import Delivered
 from sandboxd.vm.messages import Delivery, DeliveryKind, Request, RequestKind
 from tests.hostcore.driver import LOG, REQUEST_HEADERS, Driver, Record, encode_pairs
 from tests.hostcore.guest_wat import OUT, OUT_WORD, OUT_WORDS, guest

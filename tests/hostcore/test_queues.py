@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from sandboxd.channel.memfd import create_shared_region
-from sandboxd.vm.instance import Delivered, SharedRegion
+from sandboxd.vm.hostcore_answers import Delivered
+from sandboxd.vm.instance import SharedRegion
 from sandboxd.vm.messages import Delivery, DeliveryKind, RequestKind
 from tests.hostcore.driver import Driver
 from tests.hostcore.guest_wat import OUT, OUT_WORD, guest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandboxd.limits import MS_NS
-from sandboxd.vm.instance import POLL_INBOX, Delivered
+from sandboxd.vm.hostcore_answers import POLL_INBOX, Delivered
 from sandboxd.vm.messages import Delivery, DeliveryKind
 from tests.hostcore.driver import (
     CLOSE_STREAM,

@@ -18,7 +18,8 @@ from sandboxd.channel.completions import Verdict
 from sandboxd.errors import InternalError, WorkerError
 from sandboxd.vm import config_blob, window
 from sandboxd.vm.engine import new_engine
-from sandboxd.vm.instance import POLL_SLEEP, POLL_WAKE_CLIENT, Vm
+from sandboxd.vm.hostcore_answers import POLL_SLEEP, POLL_WAKE_CLIENT
+from sandboxd.vm.instance import Vm
 from sandboxd.vm.plugin import LoadedPlugin, load_plugin, sealed_size
 from sandboxd.vm.traps import FailureCause, GuestFailure, clean
 from tests.support.guests import GUESTS
