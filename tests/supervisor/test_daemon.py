@@ -320,7 +320,8 @@ def test_a_tenant_that_cannot_start_is_down_and_the_others_serve(short_path: Pat
     with fake_daemon(short_path, artefact_cache, policies, fronts=1) as daemon:
         assert daemon.serves("alpha main")
         assert daemon.serves("beta main")
-        assert "configure" in daemon.ask("alpha bad")["down"]
+        # Until its VM has failed, the others serving meanwhile, it is starting.
+        wait_for(lambda: "configure" in daemon.ask("alpha bad")["down"], 10, "the reason why it is down")
 
         status = daemon.status()
 
