@@ -36,6 +36,8 @@ MAX_GROWN_KIB = 64 << 10
 
 BODY = b"one two three four"
 RESPONSE = (("x-echo-body", "reflect"), ("x-echo-chunks", "4"), ("x-echo-trailers", "x-end=1"))
+LONG = ("whole", "none")
+"""Kinds of requests whose attacks are among the long tests."""
 REQUESTS = {
     "whole": Request("POST", "/", RESPONSE, BODY),
     "pieces": Request("POST", "/", RESPONSE, BODY, (4, 4, 6, 4), chunk_pause_s=0.02),
@@ -116,7 +118,9 @@ def test_twin_is_served(scene: Scene, transport: str, kind: str) -> None:
     assert (answer.status, answer.body, [message.body for message in seen]) == (200, body, [body])
 
 
-@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.long] if kind in LONG else []) for kind in REQUESTS]
+)
 @pytest.mark.parametrize("transport", stage.TRANSPORTS)
 @pytest.mark.parametrize("deed", DEEDS)
 def test_what_arrives_is_whole_and_true(scene: Scene, deed: str, transport: str, kind: str) -> None:

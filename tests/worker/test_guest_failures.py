@@ -17,6 +17,8 @@ from tests.support.modules import bundle, guest, misdeed
 from tests.support.vm_traffic import REQUEST, request, whole_stream
 from tests.support.worker_process import OneVm, configuration
 
+pytestmark = pytest.mark.long
+
 CALLBACK = "proxy_on_request_headers"
 GROW_AND_PANIC = guest(
     '(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)'
