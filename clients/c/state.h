@@ -267,7 +267,7 @@ static inline bool hears_body(const sbx_policy *policy, unsigned kind)
     return needed(policy, kind) || policy->needs & callback;
 }
 
-/* Whether the plugin says how much of a body goes on, and not what. */
+/* Whether the plugin says when a body goes on, and not what. */
 static inline bool keeps_body(const sbx_policy *policy, unsigned kind)
 {
     return hears_body(policy, kind) && (!needed(policy, kind) || !may_write_body(policy));

@@ -87,13 +87,13 @@ void filter_leave(struct filter *filter)
 
 bool lane_lost(const struct lane *lane, const sbx_stream *stream)
 {
-    return lane->dead || sbx_stream_lost(stream) || !sbx_ready(lane->channel);
+    return lane->dead || lane->vm_down || sbx_stream_lost(stream);
 }
 
 /* Those who wait have no event that would tell them. */
 static void tell_of_loss(struct lane *lane)
 {
-    if (!lane->restarted && !lane->dead && sbx_ready(lane->channel))
+    if (!lane->restarted && !lane->dead && !lane->vm_down)
         return;
     lane->restarted = false;
     for (struct filter *filter = lane->waiting; filter; filter = filter->next_waiting)
@@ -107,6 +107,7 @@ void lane_poll(struct lane *lane, struct filter *running)
     sbx_event *event = NULL;
     int status;
     lane_news(lane);
+    lane->vm_down = !sbx_ready(lane->channel); /* which may find completions, so before they are told of */
     do {
         while (sbx_next(lane->channel, &event) == SBX_OK) {
             struct filter *owner = sbx_event_user(event);

@@ -64,6 +64,7 @@ struct lane {
     size_t filters;      /* that refer to this lane */
     bool draining, dead;
     bool restarted;      /* the VM began anew: who waits for the old one is told */
+    bool vm_down;        /* when it was last looked at */
     atomic_bool news;    /* the socket is readable */
     struct filter *waiting; /* under worker.lock */
     struct filter *woken;   /* whom the waiter scheduled, until it ran; under worker.lock */
