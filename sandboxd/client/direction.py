@@ -172,8 +172,7 @@ class Direction:
             self._out += effect.payload
             self._mixed = True
         else:
-            seen = len(self._held) - self._unseen_bytes
-            true = take_true(self._held, seen if ended else min(len(effect.payload), seen))
+            true = self._take_seen()
             if self._readable and true != effect.payload:
                 self._refusals.append(Refusal(Reason.DENIED, "body"))
             self._out += true
@@ -182,7 +181,11 @@ class Direction:
     def _release_held(self) -> None:
         """Let go what the VM has seen of a body that it may not write."""
         if not self._writable:
-            self._out += take_true(self._held, len(self._held) - self._unseen_bytes)
+            self._out += self._take_seen()
+
+    def _take_seen(self) -> bytes:
+        """Take what the VM has answered for: a plugin that may not write says when it goes on, and not what."""
+        return take_true(self._held, len(self._held) - self._unseen_bytes)
 
     def set_state(self, state: int) -> None:
         """Note a verdict's state."""
@@ -193,10 +196,8 @@ class Direction:
 
     def late(self, effects: Collection[Effect]) -> None:
         """
-        Effects came outside an event of this exchange: what was held has been let go.
-
-        With headers that stopped all, what waited behind them is shown to the plugin only then: unless it was let go
-        as well, the plugin has paused there again.
+        Effects came outside an event of this exchange: what was held has been let go, unless the plugin has paused
+        again behind a stop of all iteration (`Names.pauses_again`).
 
         Raises:
             TooMuchHeldError: the program has not fetched more than a plugin may hold.
@@ -204,8 +205,7 @@ class Direction:
         names = self.names
         kinds = {effect.kind for effect in effects}
         if any(kind in kinds for kind in (names.headers, names.body, names.trailers)):
-            behind = range(self._behind, names.trailers + 1) if self._all_stopped and self._behind else ()
-            self._holding = bool(behind) and not any(kind in kinds for kind in behind)
+            self._holding = self._all_stopped and names.pauses_again(self._behind, kinds)
             self._headers_held = self._all_stopped = False
         if self._writable:
             self._late_bytes += sum(len(effect.payload) for effect in effects if effect.kind == names.body)
@@ -225,7 +225,7 @@ class Direction:
             self.out.ended |= self._input_over and self._trailers is None
         elif not self._holding and self._headers_gone:
             self._release_held()
-            take_true(self._held, len(self._held) - self._unseen_bytes)
+            self._take_seen()
             self._mixed = False
         if self._trailers is not None and self._headers_gone and not (self._trailers_gone or self._trailers_told):
             self._pass_trailers()

@@ -19,6 +19,7 @@ from sandboxd.channel.errors import ChannelBroken
 from sandboxd.channel.pairs import encode
 from sandboxd.channel.sync_vm import SyncVm, VmLost
 from sandboxd.commands.cases import Action, Case, Message
+from sandboxd.exchange.effects import take_true
 from sandboxd.exchange.side import PHASES
 from sandboxd.front.plugin import Plugin
 from sandboxd.policy.failure import ActionKind, Cause, Phase, decide
@@ -26,6 +27,7 @@ from sandboxd.policy.model import Section
 from sandboxd.policy.redact import Headers, apply
 from sandboxd.policy.write_rules import LocalResponse, Refusal
 
+_BODY_BEFORE = {layout.REQUEST_TRAILERS: layout.REQUEST_BODY, layout.RESPONSE_TRAILERS: layout.RESPONSE_BODY}
 _SECTIONS = {
     layout.REQUEST_HEADERS: Section.REQUEST_HEADERS,
     layout.REQUEST_TRAILERS: Section.REQUEST_TRAILERS,
@@ -196,6 +198,7 @@ class Exchange:
             case layout.REQUEST_BODY | layout.RESPONSE_BODY:
                 self._body(effect, seen)
             case layout.REQUEST_TRAILERS | layout.RESPONSE_TRAILERS:
+                seen.body += take_true(self._kept[_BODY_BEFORE[effect.kind]], None)
                 seen.trailers = self._written(effect)
                 seen.ended = True
             case layout.LOCAL_RESPONSE:
@@ -222,8 +225,8 @@ class Exchange:
         payload, as_submitted = effect.payload, effect.flags & layout.FLAG_AS_SUBMITTED
         if not self._plugin.policy.write.body:
             # It says when a body goes on, not which.
-            payload, as_submitted = bytes(self._kept[effect.kind]), payload == self._kept[effect.kind]
-            self._kept[effect.kind].clear()
+            true = take_true(self._kept[effect.kind], None)
+            payload, as_submitted = true, payload == true
         if not as_submitted and (refusal := self._plugin.rules.body(len(payload))) is not None:
             self._outcome.refusals.append(refusal)
         seen.body += payload

@@ -65,7 +65,7 @@ def take_true(kept: bytearray, length: int | None) -> bytes:
 
     Args:
         kept: what came and was not let go yet; what is returned is removed from it.
-        length: how many bytes the plugin let go; None: the rest.
+        length: how many of them go on; None: all.
     """
     true = bytes(kept[:length])
     del kept[:length]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -28,6 +29,19 @@ class Names:
     """State bits, as the next two."""
     headers_held: int
     all_stopped: int
+
+    def pauses_again(self, behind: int, released: Collection[int]) -> bool:
+        """
+        Return whether the plugin holds the direction still, though something outside its own events let headers go.
+
+        Behind a stop of all iteration the VM keeps what it is told of from the plugin's callbacks. They run when the
+        headers go, and may pause in their turn: so it is if what came last was not let go as well.
+
+        Args:
+            behind: kind of the last event behind the headers that the VM was told of; 0: none.
+            released: kinds of the effects that came.
+        """
+        return behind != 0 and not any(kind in released for kind in range(behind, self.trailers + 1))
 
 
 REQUEST: Final = Names(

@@ -172,11 +172,10 @@ class Received:
         """
         Effects of these kinds arose outside the exchange's own events.
 
-        What was held has been let go if any are of this direction. But behind a stop of all iteration the VM keeps what
-        it is told of from its callbacks; they run when the headers go, and may pause in their turn. So it is with what
-        came last, unless that is let go as well.
+        What was held has been let go if any are of this direction, unless the plugin has paused again behind a stop of
+        all iteration (`Names.pauses_again`).
         """
         names = self.names
         if names.headers in kinds or names.body in kinds or names.trailers in kinds:
-            self.paused = self.all_stopped and self._behind != 0 and self._behind not in kinds
+            self.paused = self.all_stopped and names.pauses_again(self._behind, kinds)
             self.all_stopped = self.headers_held = False
