@@ -21,8 +21,6 @@ from sandboxd.channel.completions import Effect, Verdict, split
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
 from sandboxd.channel.hooks import Hooks, Lost
 
-__all__ = ["OVERDUE_TEXT", "AsyncVm", "Hooks", "Lost"]
-
 _LOOKS = 8
 """Looks at the ring between two looks at the clock."""
 _SWEEPS_PER_TIMEOUT = 8

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable
 
 from sandboxd.channel import layout
-from sandboxd.channel.async_vm import AsyncVm, Hooks
+from sandboxd.channel.async_vm import AsyncVm
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
+from sandboxd.channel.hooks import Hooks
 from sandboxd.channel.memfd import ChannelFds
 from sandboxd.client.compiled import Compiled
 from sandboxd.exchange.effects import LateEffects, Stream

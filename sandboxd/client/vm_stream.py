@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from sandboxd.channel import layout
-from sandboxd.channel.async_vm import Lost
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
+from sandboxd.channel.hooks import Lost
 from sandboxd.client.channel import Channel
 from sandboxd.exchange.side import Ask
 from sandboxd.policy.failure import Cause, cause_of_vm_failure

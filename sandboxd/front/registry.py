@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxd.channel import layout, memfd
-from sandboxd.channel.async_vm import AsyncVm, Hooks
+from sandboxd.channel.async_vm import AsyncVm
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Effect, Verdict
+from sandboxd.channel.hooks import Hooks
 from sandboxd.errors import PeerError
 from sandboxd.exchange.effects import LateEffects, Stream
 from sandboxd.front.counters import Counters, PluginCounters

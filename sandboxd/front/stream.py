@@ -18,9 +18,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sandboxd.channel import layout
-from sandboxd.channel.async_vm import Lost
 from sandboxd.channel.completions import Effect, Verdict
 from sandboxd.channel.errors import ChannelBroken, ChannelFull
+from sandboxd.channel.hooks import Lost
 from sandboxd.errors import PeerError
 from sandboxd.exchange.side import Ask
 from sandboxd.front.conversation import Conversation, Options

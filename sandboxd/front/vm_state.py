@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from sandboxd.channel import layout
-from sandboxd.channel.async_vm import Lost
+from sandboxd.channel.hooks import Lost
 from sandboxd.front.registry import Channel, Entry
 from sandboxd.policy.failure import Cause, cause_of_vm_failure
 from sandboxd.policy.model import OnFailure

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from sandboxd.channel import layout, memfd
-from sandboxd.channel.async_vm import AsyncVm, Hooks, Lost
+from sandboxd.channel.async_vm import AsyncVm
 from sandboxd.channel.client import VmClient
 from sandboxd.channel.completions import Completion, Effect, Verdict
+from sandboxd.channel.hooks import Hooks, Lost
 from tests.support.fake_vm import FakeVm
 
 HEADERS = layout.REQUEST_HEADERS

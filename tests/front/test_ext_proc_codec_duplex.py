@@ -107,3 +107,32 @@ def test_duplex_unread_bodies_behind_held_headers_are_bounded() -> None:
     play.body(b"x" * 1000)
 
     assert which(play.replies()) == ["immediate_response"]
+
+
+def test_duplex_headers_that_are_neither_let_go_nor_held_have_the_time_of_a_pause() -> None:
+    """No honest VM says so; its stream would wait for ever. As in the next two."""
+    play = Play(request=DUPLEX)
+    play.headers(eos=True)
+    play.vm()
+    assert play.exchange.waiting
+
+
+def test_duplex_an_end_that_does_not_come_has_the_time_of_a_pause() -> None:
+    play = Play(request=DUPLEX)
+    play.headers()
+    play.passes()
+    play.body(b"x", True)
+    play.vm(effect(layout.REQUEST_BODY, b"x"))
+    assert play.exchange.waiting
+
+
+def test_duplex_trailers_that_are_neither_let_go_nor_held_have_the_time_of_a_pause() -> None:
+    play = Play(request=DUPLEX)
+    play.headers()
+    play.passes()
+    play.body(b"x")
+    play.passes()
+    assert not play.exchange.waiting, "more may come"
+    play.trailers(("t", "1"))
+    play.vm()
+    assert play.exchange.waiting
