@@ -82,6 +82,7 @@ enum poll_result {
     POLL_PROTOCOL = 16,
     POLL_INBOX = 32,
     POLL_OUTBOX = 64,
+    POLL_YIELD = 128, /* nothing to do so far, and call again */
 };
 
 /* ring.c: the channel */

@@ -20,6 +20,7 @@ POLL_STOPPED: Final = 8
 POLL_PROTOCOL: Final = 16
 POLL_INBOX: Final = 32
 POLL_OUTBOX: Final = 64
+POLL_YIELD: Final = 128
 
 MAX_QUESTION_BYTES: Final = 12 + 49 * 1024
 """For shared data that is kept elsewhere, and of its answer: what hostcore has room for."""

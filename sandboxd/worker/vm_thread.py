@@ -22,6 +22,7 @@ from sandboxd.vm.hostcore_answers import (
     POLL_SLEEP,
     POLL_STOPPED,
     POLL_WAKE_CLIENT,
+    POLL_YIELD,
     VmStatus,
 )
 from sandboxd.vm.instance import Vm
@@ -184,6 +185,10 @@ class VmThread:
         spin = self._spec.spin
         while not self._closing:
             result = vm.poll(spin)
+            if result & POLL_YIELD:
+                # It looks in vain so far: whoever else wants this CPU, the client before all, has it at once.
+                os.sched_yield()
+                continue
             if result & POLL_WAKE_CLIENT:
                 raise_event(self._spec.client_event_fd)
             if result & POLL_OUTBOX:

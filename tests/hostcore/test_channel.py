@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from sandboxd.errors import InternalError
 from sandboxd.supervisor.spinning import SPIN_ALONE
 from sandboxd.vm.config_blob import encode
+from sandboxd.vm.hostcore_answers import POLL_YIELD
 from sandboxd.vm.traps import GuestFailure
 from tests.hostcore.driver import (
     CLOSE,
@@ -45,6 +45,8 @@ SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD, VM_NEED_WAKE, VM_WANTS_SPACE, CLIENT_NEED_WA
     384,
 )
 SLEEP, WAKE, NO_SPACE, PROTOCOL = 1, 2, 4, 16
+LOOKS_AT_ONCE = 512
+"""As in poll.c."""
 QUIET = guest({})
 LOUD = guest({"request_headers": [("loop", 100, ("proxy_log", 2, b"x" * 4000))]})
 
@@ -66,45 +68,60 @@ def test_sleeping_and_waking() -> None:
         vm.submit(OPEN, 2)
         vm.submit(REQUEST_HEADERS, 2, b"", END)
         assert vm.vm.poll(1000) == WAKE  # at once: the client waits for what was just answered
-        assert vm.vm.poll(1000) == SLEEP
+        assert vm.vm.poll(100) == SLEEP
 
 
 def test_looking_in_vain_costs_less_and_less_but_is_tried_again() -> None:
     """Halved each time, whole again every 16th time, and after an event that came while it looked."""
-    looks = 8_000_000
+    looks = 64 * LOOKS_AT_ONCE
     with Driver(QUIET) as vm:
-        taken = [look_s(vm, looks) for _ in range(20)]
-        longest = max(taken)
-        assert taken[4] < longest / 4
-        assert max(taken[14:18]) > longest / 2
+        taken = [yields(vm, looks) for _ in range(20)]
+        assert taken[:8] == [63, 31, 15, 7, 3, 1, 0, 0]
+        assert taken[14:18] == [0, 0, 63, 31]
 
 
 def test_looking_alone_ends_with_the_second_stream() -> None:
     """Which may need the CPU; and begins again after many that came one by one."""
-    looks = 8_000_000
+    alone = 8 * LOOKS_AT_ONCE | SPIN_ALONE
     with Driver(QUIET) as vm:
         vm.submit(OPEN, 1)
         vm.vm.poll(0)
-        alone = look_s(vm, looks | SPIN_ALONE)
+        assert yields(vm, alone) == 7
         vm.submit(OPEN, 2)
         vm.vm.poll(0)
-        assert look_s(vm, looks | SPIN_ALONE) < alone / 10
+        assert yields(vm, alone) == 0
         for stream in (1, 2):
             vm.submit(CLOSE, stream)
         for stream in range(3, 67):
             vm.submit(OPEN, stream)
             vm.vm.poll(0)
-            assert stream == 66 or look_s(vm, looks | SPIN_ALONE) < alone / 10
+            assert stream == 66 or yields(vm, alone) == 0
             vm.submit(CLOSE, stream)
         vm.vm.poll(0)
-        assert look_s(vm, looks | SPIN_ALONE) > alone / 10
+        assert yields(vm, alone) > 0
 
 
-def look_s(vm: Driver, spin: int) -> float:
-    """Return how long it takes to look that often for an event that does not come."""
-    begin = time.monotonic()
-    assert vm.vm.poll(spin) == SLEEP
-    return time.monotonic() - begin
+def test_looking_goes_on_after_the_cpu_was_given_away() -> None:
+    """An event that comes then is run, and the client is not woken for nothing."""
+    with Driver(QUIET) as vm:
+        assert vm.vm.poll(8 * LOOKS_AT_ONCE) == POLL_YIELD
+        assert vm.word(VM_NEED_WAKE) == 0, "it does not sleep"
+        vm.submit(OPEN, 1)
+        seq = vm.submit(REQUEST_HEADERS, 1, b"", END)
+        assert vm.vm.poll(8 * LOOKS_AT_ONCE) == POLL_YIELD
+        assert [record.seq for record in vm.take() if record.kind == VERDICT] == [seq]
+        vm.set_word(CLIENT_NEED_WAKE, 1)
+        assert vm.vm.poll(8 * LOOKS_AT_ONCE) == POLL_YIELD
+        assert vm.word(CLIENT_NEED_WAKE) == 1
+
+
+def yields(vm: Driver, spin: int) -> int:
+    """Return how often the CPU is given away while the VM looks for an event that does not come."""
+    count = 0
+    while (bits := vm.vm.poll(spin)) == POLL_YIELD:
+        count += 1
+    assert bits & SLEEP
+    return count
 
 
 def test_a_full_completion_ring_waits_for_the_client() -> None:
