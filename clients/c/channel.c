@@ -202,6 +202,16 @@ void sbx_channel_set_spin_ns(sbx_channel *channel, uint64_t spin_ns)
     channel->spin_ns = channel->spin_now_ns = spin_ns;
 }
 
+void sbx_channel_set_batch(sbx_channel *channel, uint32_t submissions)
+{
+    channel->ring.may_wait = submissions;
+}
+
+void sbx_call(sbx_channel *channel)
+{
+    ring_call(&channel->ring);
+}
+
 int sbx_channel_fd(const sbx_channel *channel)
 {
     return channel->ring.client_event_fd;

@@ -149,6 +149,15 @@ void ring_flush(struct ring *ring)
     SBX_STEP();
     ring_store(ring, AT_SQ_TAIL, ring->sq_tail);
     ring->sq_published = ring->sq_tail;
+    if (++ring->uncalled > ring->may_wait)
+        ring_call(ring);
+}
+
+void ring_call(struct ring *ring)
+{
+    if (!ring->uncalled)
+        return;
+    ring->uncalled = 0;
     SBX_STEP();
     fence();
     wake_vm(ring);
@@ -156,6 +165,7 @@ void ring_flush(struct ring *ring)
 
 int ring_prepare_sleep(struct ring *ring)
 {
+    ring_call(ring);
     ring->armed = true;
     __atomic_store_n(ring_word(ring, AT_CLIENT_NEED_WAKE), 1, __ATOMIC_SEQ_CST);
     SBX_STEP();

@@ -28,6 +28,7 @@ struct ring {
     uint32_t bytes, mask;
     uint32_t sq_tail, sq_published, sq_free;
     uint32_t cq_head;
+    uint32_t uncalled, may_wait; /* submissions that the VM, should it sleep, was not woken for; how many may be */
     bool armed; /* need_wake may be 1 */
     int vm_event_fd, client_event_fd;
     struct backlog *first, *last;
@@ -59,7 +60,8 @@ static inline uint32_t max_payload(const struct ring *ring)
 
 /* Writes a record's head and returns where `record->payload_len` bytes go. *at NULL: no room. SBX_OK or SBX_BROKEN. */
 int ring_reserve(struct ring *ring, const struct record *record, uint8_t **at);
-void ring_flush(struct ring *ring);
+void ring_flush(struct ring *ring); /* shows the VM what was written, and wakes it if enough of that waits */
+void ring_call(struct ring *ring);  /* wakes it if anything does */
 
 /* backlog.c */
 

@@ -426,6 +426,11 @@ SBX_API enum sbx_cause sbx_channel_down_cause(const sbx_channel *channel);
 SBX_API uint32_t sbx_channel_generation(const sbx_channel *channel);
 SBX_API uint64_t sbx_channel_spin_ns(const sbx_channel *channel);
 SBX_API void sbx_channel_set_spin_ns(sbx_channel *channel, uint64_t spin_ns);
+/* A VM that sleeps is woken for every submission, unless so many of them may wait for the next: then whoever submits has to
+   call sbx_call, or sbx_wait, sbx_next or sbx_arm, before it leaves the channel alone. It saves wake-ups, which are dear. */
+SBX_API void sbx_channel_set_batch(sbx_channel *channel, uint32_t submissions);
+/* Wakes the VM if it sleeps and something waits. */
+SBX_API void sbx_call(sbx_channel *channel);
 
 /* Readable when the VM wants attention after sbx_arm returned SBX_OK. Never read it yourself. */
 SBX_API int sbx_channel_fd(const sbx_channel *channel);
@@ -579,6 +584,8 @@ SBX_API int sbx_next(sbx_channel *channel, sbx_event **event);
 /* Asks to be woken through sbx_channel_fd. SBX_OK: armed, sleep. SBX_AGAIN: there is something, call sbx_next first.
    SBX_BROKEN, SBX_DETACHED: the channel is dead. */
 SBX_API int sbx_arm(sbx_channel *channel);
+/* The same, without a system call, for who watches the descriptor for edges (EPOLLET): it stays readable. */
+SBX_API int sbx_arm_edge(sbx_channel *channel);
 /* CLOCK_MONOTONIC at which sbx_next has to be called at the latest, for time-outs; 0: nothing is outstanding. */
 SBX_API uint64_t sbx_next_deadline_ns(const sbx_channel *channel);
 

@@ -61,7 +61,14 @@ int sbx_spin(sbx_event *event)
     if (event->status != SBX_AGAIN)
         return told(event);
     ring_awake(&channel->ring);
-    uint64_t begin_ns = monotonic_ns(), budget_ns = spin_budget_ns(channel);
+    uint64_t budget_ns = spin_budget_ns(channel);
+    if (!budget_ns) {
+        if (ring_has_records(&channel->ring))
+            channel_drain(channel);
+        return event->status == SBX_AGAIN ? SBX_AGAIN : told(event);
+    }
+    ring_call(&channel->ring);
+    uint64_t begin_ns = monotonic_ns();
     do {
         for (unsigned i = 0; i < LOOKS; i++) {
             if (ring_has_records(&channel->ring)) {
@@ -75,8 +82,6 @@ int sbx_spin(sbx_event *event)
             pause_cpu();
         }
     } while (monotonic_ns() - begin_ns < budget_ns);
-    if (!budget_ns)
-        return SBX_AGAIN;
     /* In vain: spend less next time, so that a slow VM does not cost a core; but now and then look for the whole time
        again, else one slow phase would end it for good. */
     channel->spin_now_ns = ++channel->vain_spins % RETRY_SPINS ? channel->spin_now_ns / 2 : channel->spin_ns;
@@ -144,6 +149,7 @@ int sbx_wait(sbx_event *event, uint64_t timeout_ns)
 int sbx_next(sbx_channel *channel, sbx_event **event)
 {
     *event = NULL;
+    ring_call(&channel->ring);
     if (!channel->done.first && !channel_drain(channel) && channel->outstanding.first)
         expire(channel, monotonic_ns());
     sbx_event *first = channel->done.first;
@@ -157,6 +163,11 @@ int sbx_next(sbx_channel *channel, sbx_event **event)
 int sbx_arm(sbx_channel *channel)
 {
     ring_clear_event(&channel->ring);
+    return sbx_arm_edge(channel);
+}
+
+int sbx_arm_edge(sbx_channel *channel)
+{
     for (unsigned round = 0; round < ROUNDS; round++) {
         if (channel->done.first)
             return SBX_AGAIN;

@@ -156,7 +156,11 @@ void client_turn(void)
     case 6:
         if (side.streams[s] && side.streams[s]->tcp)
             take_connection(side.streams[s]);
-        sbx_arm(side.channel);
+        sbx_channel_set_batch(side.channel, (uint32_t)s);
+        if (e % 2)
+            sbx_arm(side.channel);
+        else
+            sbx_arm_edge(side.channel);
         break;
     default:
         while (sbx_next(side.channel, &next) == SBX_OK)

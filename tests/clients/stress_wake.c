@@ -3,7 +3,9 @@
  * step of either (SBX_STEP is stress_step): nothing, a few hundred loops, or a yield. Each turn is one event and its verdict. The client never spins,
  * so both sides sleep all the time. A lost wake-up shows as a time-out.
  *
- *     stress_wake TURNS SEED      prints how often each side slept
+ *     stress_wake TURNS SEED BATCH      prints how often each side slept
+ *
+ * With a BATCH other than 0, so many submissions may wait, and the client watches its descriptor for edges: as Envoy's module.
  */
 #include "internal.h"
 #include "loop.h"
@@ -13,6 +15,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 
 #define RING_BYTES MIN_RING_BYTES
 
@@ -99,6 +102,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", error.text);
         return 2;
     }
+    uint32_t batch = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 0;
+    int edges = epoll_create1(0);
+    struct epoll_event seen = {.events = EPOLLIN | EPOLLET};
+    sbx_channel_set_batch(channel, batch);
+    if (edges < 0 || epoll_ctl(edges, EPOLL_CTL_ADD, sbx_channel_fd(channel), &seen))
+        return 2;
     if (sbx_stream_open(channel, NULL, 0, 1, NULL, &stream))
         return 2;
     pthread_t thread;
@@ -112,11 +121,11 @@ int main(int argc, char **argv)
         while (sbx_event_status(event) == SBX_AGAIN) {
             sbx_event *told;
             delay(&state);
-            if (sbx_arm(channel) == SBX_OK) {
+            if ((batch ? sbx_arm_edge(channel) : sbx_arm(channel)) == SBX_OK) {
                 struct pollfd fd = {.fd = sbx_channel_fd(channel), .events = POLLIN};
                 client_slept++;
                 delay(&state);
-                if (poll(&fd, 1, 20000) == 0) {
+                if ((batch ? epoll_wait(edges, &seen, 1, 20000) : poll(&fd, 1, 20000)) == 0) {
                     fprintf(stderr, "the client was not woken\n");
                     return 1;
                 }

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from sandboxd.channel import layout
 from sandboxd.policy.model import PluginLimits
 from tests.support import c_client
 from tests.support.scripted_channel import POLICY, Setup
@@ -30,6 +31,97 @@ def test_without_blocking(setup: Setup) -> None:
             setup.lib.sbx_event_free(told)
         if events and setup.lib.sbx_arm(client.handle) == 0:
             select.select([setup.lib.sbx_channel_fd(client.handle)], [], [], 5)
+
+
+def test_for_edges_nobody_reads_the_descriptor(setup: Setup) -> None:
+    """Each wake-up is told once, though the descriptor stays readable."""
+    client = setup.open(serve=False, spin_ns=0)
+    stream, told = client.open(), c.c_void_p()
+    with select.epoll() as epoll:
+        epoll.register(setup.lib.sbx_channel_fd(client.handle), select.EPOLLIN | select.EPOLLET)
+        epoll.poll(0)
+        for _ in range(3):
+            event = client.headers(stream, 2, [(b":path", b"/")])
+            assert setup.lib.sbx_arm_edge(client.handle) == 0
+            assert epoll.poll(0) == []
+            setup.vm.poll()
+            assert len(epoll.poll(0)) == 1
+            assert c_client.NAMES[setup.lib.sbx_arm_edge(client.handle)] == "AGAIN"
+            assert setup.lib.sbx_next(client.handle, c.byref(told)) == 0
+            assert told.value == event.value
+            setup.lib.sbx_event_free(told)
+            setup.lib.sbx_stream_close(stream, False, 0)
+            stream = client.open()
+
+
+def test_a_sleeping_vm_is_woken_for_every_submission(setup: Setup) -> None:
+    client, wakes = setup.open(serve=False, spin_ns=0), Wakes(setup)
+    stream = client.open()
+    client.headers(stream, 2, [(b":path", b"/")])
+    assert wakes.since_sleep()
+    setup.lib.sbx_stream_close(stream, False, 0)
+    assert wakes.since_sleep()
+
+
+def test_a_batch_wakes_a_sleeping_vm_once(setup: Setup) -> None:
+    """When one more has come than may wait, or when whoever submits is through."""
+    client, wakes = setup.open(serve=False, spin_ns=0), Wakes(setup)
+    setup.lib.sbx_channel_set_batch(client.handle, 2)
+    events = []
+    for woken in (False, False, True, False, False, True, False):
+        events.append(client.headers(client.open(), 2, [(b":path", b"/")]))
+        assert wakes.since_sleep() is woken
+    setup.lib.sbx_call(client.handle)
+    assert wakes.since_sleep()
+    setup.lib.sbx_call(client.handle)
+    assert not wakes.since_sleep(), "nothing waits"
+    setup.vm.poll()
+    for event in events:
+        client.wait(event)
+
+
+@pytest.mark.parametrize("leave", ["sbx_arm", "sbx_arm_edge", "sbx_next", "sbx_wait"])
+def test_what_waits_is_not_left_behind(setup: Setup, leave: str) -> None:
+    """Whoever looks for verdicts without blocking, or is about to sleep, has called before."""
+    client, wakes = setup.open(serve=False, spin_ns=0), Wakes(setup)
+    setup.lib.sbx_channel_set_batch(client.handle, 7)
+    event, told = client.headers(client.open(), 2, [(b":path", b"/")]), c.c_void_p()
+    assert not wakes.since_sleep()
+    if leave == "sbx_wait":
+        setup.lib.sbx_wait(event, 1_000_000)
+    elif leave == "sbx_next":
+        setup.lib.sbx_next(client.handle, c.byref(told))
+    else:
+        setup.lib[leave](client.handle)
+    assert wakes.since_sleep()
+
+
+def test_who_spins_has_called_before(setup: Setup) -> None:
+    client = setup.open(spin_ns=50_000_000)
+    setup.lib.sbx_channel_set_batch(client.handle, 7)
+    event = client.headers(client.open(), 2, [(b":path", b"/")])
+    assert setup.lib.sbx_spin(event) == 0
+
+
+class Wakes:
+    """A VM that sleeps, as far as the client can see."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._words = setup.vm.words
+        self._fd = setup.fds.vm_event_fd
+        self._sleep()
+
+    def _sleep(self) -> None:
+        self._words[layout.OFFSET_VM_NEED_WAKE // 4] = 1
+
+    def since_sleep(self) -> bool:
+        """Return whether the VM was woken since it was last asked; then it sleeps again."""
+        woken = bool(select.select([self._fd], [], [], 0)[0])
+        assert woken is (self._words[layout.OFFSET_VM_NEED_WAKE // 4] == 0)
+        if woken:
+            os.eventfd_read(self._fd)
+        self._sleep()
+        return woken
 
 
 def test_looking_in_vain_costs_less_and_less_but_is_tried_again(setup: Setup) -> None:

@@ -19,6 +19,18 @@ def test_no_order_of_steps_loses_a_wake_up() -> None:
     assert states > 1000
 
 
+def test_no_order_of_steps_loses_a_wake_up_for_a_batch() -> None:
+    states, lost = wake_model.explore(wake_model.Model(rounds=4, batches=True))
+    assert lost == []
+    assert states > 1000
+
+
+def test_a_batch_has_to_end_with_a_call() -> None:
+    """The model can fail here as well."""
+    _, lost = wake_model.explore(wake_model.Model(batches=True, forgets=True))
+    assert lost
+
+
 @pytest.mark.parametrize(
     "missing",
     [
@@ -48,13 +60,16 @@ def test_the_order_of_the_vms_steps_matters() -> None:
     assert {state.at for state in lost} == {("sleep", "sleep")}
 
 
-def test_delays_between_all_steps_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [0, 7])
+def test_delays_between_all_steps_lose_nothing(tmp_path: Path, batch: int) -> None:
     """Two threads, the library's own ring code with a random pause before each atomic step; a lost one is a hang."""
     declared = tmp_path / "step.h"
     declared.write_text("void stress_step(void);\n#define SBX_STEP() stress_step()\n")
     flags = ("-O2", "-g", "-pthread", "-include", str(declared))
     binary = c_client.compile_to(tmp_path / "stress", [str(HERE / "stress_wake.c")], flags)
-    done = subprocess.run([str(binary), "20000", "1"], capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(
+        [str(binary), "20000", "1", str(batch)], capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stderr
     slept = int(done.stdout.split()[0])
     assert slept > 1000, done.stdout  # else nothing was tested

@@ -52,6 +52,10 @@ class Model:
     """The handshake, or a damaged one: ``without`` names steps (process, name) that are left out."""
 
     rounds: int = 3
+    batches: bool = False
+    """The producer may publish again before it goes on, though not leave it at that."""
+    forgets: bool = False
+    """... or leave it at that."""
     without: frozenset[tuple[int, str]] = frozenset()
     steps: tuple[tuple[Step, ...], tuple[Step, ...]] = field(default=(PRODUCER_STEPS, SLEEPER_STEPS))
 
@@ -97,7 +101,10 @@ class Model:
     def _publish(self, state: State, who: int) -> Iterator[State]:
         if state.published < self.rounds:
             count = state.published + 1
-            yield self._go(self._stored(replace(state, published=count), who, COUNTER, count), who)
+            stored = self._stored(replace(state, published=count), who, COUNTER, count)
+            yield self._go(stored, who)
+            if self.batches and (count < self.rounds or self.forgets):
+                yield stored
 
     def _look(self, state: State, who: int) -> Iterator[State]:
         wanted = self.load(state, who, NEED_WAKE)
