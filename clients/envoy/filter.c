@@ -258,7 +258,7 @@ void HOOK(http_filter_destroy)(void *module)
     chain_runs();
     chain_leave(filter);
     if (filter->link)
-        forget_wake(filter);
+        (void)forget_wake(filter);
     if (filter->lane)
         lane_touched(filter->lane);
     filter_leave(filter);

@@ -175,20 +175,26 @@ static void look_at_event(struct filter *filter, enum direction direction)
     }
 }
 
-void forget_wake(struct filter *filter)
+/* Returns whether it was woken to look after its lane. */
+bool forget_wake(struct filter *filter)
 {
     struct worker *worker = filter->link->worker;
+    struct lane *lane = filter->lane;
+    bool looks = lane && lane->looker == filter;
     pthread_mutex_lock(&worker->lock);
     if (filter->link->woken == filter)
         filter->link->woken = NULL;
-    if (filter->lane && filter->lane->woken == filter)
-        filter->lane->woken = NULL;
+    if (lane && lane->woken == filter) {
+        lane->woken = NULL;
+        looks = true;
+    }
     pthread_mutex_unlock(&worker->lock);
+    return looks;
 }
 
 static void wake_others(struct link *link)
 {
-    for (struct filter *other = link->waiting; other; other = other->next_waiting)
+    for (struct filter *other = link->waiting.first; other; other = other->next_waiting)
         ENVOY_CALL(http_filter_scheduler_commit)(other->scheduler, 0);
 }
 
@@ -197,19 +203,14 @@ void resume(struct filter *filter)
 {
     if (!filter->link)
         return;
-    forget_wake(filter);
-    if (filter->over) {
-        /* It was woken for the others. */
-        if (filter->lane)
-            lane_poll(filter->lane, filter);
-        return;
-    }
+    if (forget_wake(filter))
+        lane_look(filter->lane, filter);
+    if (filter->over)
+        return; /* it was woken for the others */
     if (!filter->lane && !filter->bypass && filter->ways[REQUEST].has_headers) {
         begin(filter);
         if (!filter->waits_for_link)
             wake_others(filter->link);
-    } else if (filter->lane) {
-        lane_poll(filter->lane, filter);
     }
     look_at_event(filter, REQUEST);
     look_at_event(filter, RESPONSE);

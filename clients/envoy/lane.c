@@ -3,6 +3,10 @@
 
 #include <stdlib.h>
 
+/* Submissions of one turn of Envoy's loop that a sleeping VM is not woken for, until another comes or the turn ends. More
+   would save more wake-ups, but let the VM sleep for longer beside an Envoy that works. */
+enum { MOST_UNCALLED = 7 };
+
 void lane_free(struct lane *lane)
 {
     struct worker *worker = lane->link->worker;
@@ -30,6 +34,7 @@ void lane_new(struct link *link, sbx_channel *channel, const struct config *conf
     lane->channel = channel;
     lane->id = worker->ids += ID_STEP;
     sbx_channel_hooks(channel, &(sbx_hooks){lane, take_notice, take_late});
+    sbx_channel_set_batch(channel, MOST_UNCALLED);
     if (config->spin_ns >= 0)
         sbx_channel_set_spin_ns(channel, (uint64_t)config->spin_ns);
     pthread_mutex_lock(&worker->lock);
@@ -39,7 +44,7 @@ void lane_new(struct link *link, sbx_channel *channel, const struct config *conf
     link->lane = lane;
     link->down = link->unknown = false;
     link->backoff_ns = 0;
-    waiter_watch(worker, sbx_channel_fd(channel), lane->id, true);
+    waiter_watch_edges(worker, sbx_channel_fd(channel), lane->id);
     waiter_watch(worker, sbx_channel_socket(channel), lane->id | LANE_NEWS, true);
 }
 
@@ -82,6 +87,10 @@ void filter_leave(struct filter *filter)
         return;
     filter->lane = NULL;
     lane->filters--;
+    if (lane->looker == filter) {
+        lane->looker = NULL;
+        lane_touched(lane);
+    }
     lanes_free_unused(lane->link);
 }
 
@@ -96,38 +105,53 @@ static void tell_of_loss(struct lane *lane)
     if (!lane->restarted && !lane->dead && !lane->vm_down)
         return;
     lane->restarted = false;
-    for (struct filter *filter = lane->waiting; filter; filter = filter->next_waiting)
+    for (struct filter *filter = lane->waiting.first; filter; filter = filter->next_waiting)
         schedule(filter);
 }
 
-/* Ended events are told to their filters; then the waiter is asked to look, or the loop goes on. */
-void lane_poll(struct lane *lane, struct filter *running)
+/* Ended events are told to their filters. Returns the last of these, NULL: none but the running one's. */
+static struct filter *tell_owners(const struct lane *lane, const struct filter *running)
+{
+    struct filter *last = NULL;
+    sbx_event *event = NULL;
+    while (sbx_next(lane->channel, &event) == SBX_OK) {
+        struct filter *owner = sbx_event_user(event);
+        if (!owner || owner == running)
+            continue;
+        schedule(owner);
+        last = owner;
+    }
+    return last;
+}
+
+/* Looks for what has ended. Those whom it concerns go on one after the other, and the last of them looks again; if there is
+   nobody, the waiter is asked to look. */
+void lane_look(struct lane *lane, struct filter *running)
 {
     struct worker *worker = lane->link->worker;
-    sbx_event *event = NULL;
-    int status;
     lane_news(lane);
     lane->vm_down = !sbx_ready(lane->channel); /* which may find completions, so before they are told of */
-    do {
-        while (sbx_next(lane->channel, &event) == SBX_OK) {
-            struct filter *owner = sbx_event_user(event);
-            if (owner && owner != running)
-                schedule(owner);
-        }
-        status = sbx_arm(lane->channel);
-    } while (status == SBX_AGAIN);
+    do
+        lane->looker = tell_owners(lane, running);
+    while (!lane->looker && sbx_arm_edge(lane->channel) == SBX_AGAIN);
     tell_of_loss(lane);
     pthread_mutex_lock(&worker->lock);
     lane->deadline_ns = sbx_next_deadline_ns(lane->channel);
     pthread_mutex_unlock(&worker->lock);
-    if (status == SBX_OK)
-        waiter_watch(worker, sbx_channel_fd(lane->channel), lane->id, false);
 }
 
-/* After any use of a channel: what was found for others meanwhile must not be forgotten. */
+/*
+ * After any use of a channel: what was found for others meanwhile must not be forgotten. Envoy first handles what it has at
+ * hand, other exchanges among it, and comes back before it sleeps: one look then serves all that was submitted until then.
+ */
 void lane_touched(struct lane *lane)
 {
-    if (lane->waiting)
-        lane_poll(lane, NULL);
+    if (lane->looker)
+        return;
+    lane->looker = lane->waiting.first;
+    if (lane->looker)
+        schedule(lane->looker);
+    else
+        sbx_call(lane->channel);
 }
 

@@ -55,6 +55,11 @@ struct buffer {
 
 enum { LANE_NEWS = 1 };
 
+/* Filters in the order in which they came; changed under worker.lock. */
+struct waiting {
+    struct filter *first, *last;
+};
+
 /* A channel. */
 struct lane {
     struct lane *next;
@@ -66,7 +71,8 @@ struct lane {
     bool restarted;      /* the VM began anew: who waits for the old one is told */
     bool vm_down;        /* when it was last looked at */
     atomic_bool news;    /* the socket is readable */
-    struct filter *waiting; /* under worker.lock */
+    struct waiting waiting;
+    struct filter *looker;  /* who is scheduled, by this thread, and looks for completions then; NULL: nobody */
     struct filter *woken;   /* whom the waiter scheduled, until it ran; under worker.lock */
     uint64_t deadline_ns;   /* under worker.lock; 0: none */
 };
@@ -86,7 +92,8 @@ struct link {
     sbx_policy *policy;  /* as last heard; NULL: never */
     _Atomic uint64_t *asked; /* attributes that the plugin has asked for; shared by all of Envoy's threads */
     uint64_t retry_ns, backoff_ns;
-    struct filter *waiting, *woken; /* for a channel; under worker.lock */
+    struct waiting waiting; /* for a channel */
+    struct filter *woken;   /* under worker.lock */
 };
 
 struct chain;
@@ -136,7 +143,7 @@ struct filter {
     struct chain *chain; /* NULL: it is alone */
     void *scheduler;
     bool scheduled;     /* by this thread, and did not run yet */
-    struct filter *next_waiting;
+    struct filter *next_waiting, *prev_waiting;
     bool waits_for_lane, waits_for_link;
     uint64_t pause_ends_ns; /* of a pause that only the plugin can end; under worker.lock; 0: none */
     bool pause_over;        /* the waiter has seen that; under worker.lock */
@@ -170,7 +177,7 @@ void lane_new(struct link *link, sbx_channel *channel, const struct config *conf
 void lane_free(struct lane *lane);
 void lanes_free_unused(struct link *link);
 void lane_news(struct lane *lane);
-void lane_poll(struct lane *lane, struct filter *running);
+void lane_look(struct lane *lane, struct filter *running);
 void lane_touched(struct lane *lane);
 bool lane_lost(const struct lane *lane, const sbx_stream *stream); /* the VM that has the stream is gone */
 void filter_join(struct filter *filter, struct lane *lane);
@@ -186,6 +193,7 @@ void stop_waiting(struct filter *filter);
 /* waiter.c */
 bool waiter_start(struct worker *worker);
 void waiter_stop(struct worker *worker);
+void waiter_watch_edges(struct worker *worker, int fd, uint64_t id);
 void waiter_watch(struct worker *worker, int fd, uint64_t id, bool first);
 
 /* effects.c */
@@ -206,7 +214,7 @@ void event_run(struct filter *filter, enum direction direction, sbx_event *event
 void resume(struct filter *filter);
 void finish(struct filter *filter, enum direction direction);
 void begin(struct filter *filter);
-void forget_wake(struct filter *filter);
+bool forget_wake(struct filter *filter);
 void set_aside(struct filter *filter, enum direction direction);
 bool may_go(const struct filter *filter, enum direction direction);
 

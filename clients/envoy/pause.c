@@ -41,9 +41,11 @@ void pause_watch(struct filter *filter)
     } else if (!bounded && filter->pause_ends_ns) {
         set_end(filter, 0);
     }
-    if (live && (holds(filter, REQUEST) || holds(filter, RESPONSE)))
+    bool holding = live && (holds(filter, REQUEST) || holds(filter, RESPONSE));
+    /* Once: whoever waits already has nothing to tell the lane, which would look, and come back here, for ever. */
+    if (holding && !filter->waits_for_lane)
         wait_for_lane(filter);
-    else if (filter->waits_for_lane && !filter->ways[REQUEST].event && !filter->ways[RESPONSE].event)
+    else if (!holding && filter->waits_for_lane && !filter->ways[REQUEST].event && !filter->ways[RESPONSE].event)
         stop_waiting(filter);
 }
 

@@ -21,20 +21,20 @@ static void told(struct worker *worker, uint64_t id)
 {
     for (struct link *link = worker->links; link; link = link->next) {
         if (link->id == id)
-            wake(link->waiting, &link->woken);
+            wake(link->waiting.first, &link->woken);
         for (struct lane *lane = link->lanes; lane; lane = lane->next) {
             if (lane->id != (id & ~(uint64_t)LANE_NEWS))
                 continue;
             if (id & LANE_NEWS)
                 atomic_store(&lane->news, true);
-            wake(lane->waiting, &lane->woken);
+            wake(lane->waiting.first, &lane->woken);
         }
     }
 }
 
 static void end_pauses(struct lane *lane, uint64_t now)
 {
-    for (struct filter *filter = lane->waiting; filter; filter = filter->next_waiting) {
+    for (struct filter *filter = lane->waiting.first; filter; filter = filter->next_waiting) {
         if (!filter->pause_ends_ns || filter->pause_ends_ns > now || filter->pause_over)
             continue;
         filter->pause_over = true;
@@ -46,11 +46,11 @@ static void check_deadlines(struct worker *worker)
 {
     uint64_t now = now_ns();
     for (struct link *link = worker->links; link; link = link->next) {
-        if (link->waiting && link->waiting->wait_until_ns <= now)
-            wake(link->waiting, &link->woken);
+        if (link->waiting.first && link->waiting.first->wait_until_ns <= now)
+            wake(link->waiting.first, &link->woken);
         for (struct lane *lane = link->lanes; lane; lane = lane->next) {
             if (lane->deadline_ns && lane->deadline_ns <= now)
-                wake(lane->waiting, &lane->woken);
+                wake(lane->waiting.first, &lane->woken);
             end_pauses(lane, now);
         }
     }
@@ -77,7 +77,14 @@ static void *wait_for_events(void *argument)
     }
 }
 
-/* Each descriptor is reported once, until it is watched again. */
+/* Reported each time that it is written to, so that nobody has to read it. */
+void waiter_watch_edges(struct worker *worker, int fd, uint64_t id)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = id};
+    epoll_ctl(worker->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Reported once, until it is watched again. */
 void waiter_watch(struct worker *worker, int fd, uint64_t id, bool first)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLONESHOT, .data.u64 = id};

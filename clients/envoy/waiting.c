@@ -17,26 +17,24 @@ void schedule(struct filter *filter)
     ENVOY_CALL(http_filter_scheduler_commit)(filter->scheduler, 0);
 }
 
-static void append(struct filter **list, struct filter *filter)
+static void append(struct waiting *list, struct filter *filter)
 {
-    while (*list)
-        list = &(*list)->next_waiting;
     filter->next_waiting = NULL;
-    *list = filter;
+    filter->prev_waiting = list->last;
+    *(list->last ? &list->last->next_waiting : &list->first) = filter;
+    list->last = filter;
 }
 
 void wait_for_lane(struct filter *filter)
 {
     struct worker *worker = filter->lane->link->worker;
-    if (!has_scheduler(filter))
-        return;
-    if (!filter->waits_for_lane) {
+    if (!filter->waits_for_lane && has_scheduler(filter)) {
         pthread_mutex_lock(&worker->lock);
         filter->waits_for_lane = true;
         append(&filter->lane->waiting, filter);
         pthread_mutex_unlock(&worker->lock);
     }
-    lane_poll(filter->lane, NULL);
+    lane_touched(filter->lane);
 }
 
 void wait_for_link(struct filter *filter)
@@ -50,20 +48,16 @@ void wait_for_link(struct filter *filter)
     pthread_mutex_unlock(&worker->lock);
 }
 
-static void remove_from(struct filter **list, struct filter **woken, struct filter *filter)
+static void remove_from(struct waiting *list, struct filter **woken, struct filter *filter)
 {
-    for (struct filter **at = list; *at; at = &(*at)->next_waiting) {
-        if (*at != filter)
-            continue;
-        *at = filter->next_waiting;
-        break;
-    }
+    *(filter->prev_waiting ? &filter->prev_waiting->next_waiting : &list->first) = filter->next_waiting;
+    *(filter->next_waiting ? &filter->next_waiting->prev_waiting : &list->last) = filter->prev_waiting;
     if (*woken != filter)
         return;
     /* It was to look after the others too. */
-    *woken = *list;
-    if (*list)
-        ENVOY_CALL(http_filter_scheduler_commit)((*list)->scheduler, 0);
+    *woken = list->first;
+    if (list->first)
+        ENVOY_CALL(http_filter_scheduler_commit)(list->first->scheduler, 0);
 }
 
 void stop_waiting(struct filter *filter)
