@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,20 +16,8 @@ from sandboxd.supervisor import frames
 from sandboxd.supervisor.callouts import CalloutPiece, Rules
 from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
 from sandboxd.supervisor.prepare import Blob
-
-
-class FakeZygote:
-    """Keeps the brokers' ends of their sockets."""
-
-    def __init__(self) -> None:
-        self.asked: list[socket.socket] = []
-        self.fails = False
-
-    def ask(self, index: int, theirs: socket.socket) -> None:
-        assert index == EGRESS_INDEX
-        if self.fails:
-            raise BrokenPipeError
-        self.asked.append(socket.socket(fileno=os.dup(theirs.fileno())))
+from tests.support.eventually import until
+from tests.support.fake_zygote import FakeZygote
 
 
 def heard(end: socket.socket) -> list[control.ToEgress]:
@@ -55,18 +41,12 @@ def rules(tenant: str) -> Rules:
     return Rules(tenant, f"{tenant}.yaml", Blob("text", b""), Blob("material", b""), bytes(32))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def ignore(_frame: control.ToWorker) -> None:
     pass
 
 
 async def test_it_is_forked_when_the_first_worker_needs_it() -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     assert not egress.ready
     first = egress.open(rules("a"), ignore, lambda: 0)
@@ -80,7 +60,7 @@ async def test_it_is_forked_when_the_first_worker_needs_it() -> None:
 
 
 async def test_one_that_ends_is_replaced_and_told_everything_again() -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     answers: list[control.ToWorker] = []
     route = egress.open(rules("a"), answers.append, lambda: 0)
@@ -98,7 +78,7 @@ async def test_one_that_ends_is_replaced_and_told_everything_again() -> None:
 
 
 async def test_one_that_cannot_be_forked_is_tried_again() -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     zygote.fails = True
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
@@ -111,7 +91,7 @@ async def test_one_that_cannot_be_forked_is_tried_again() -> None:
 
 async def test_one_that_dies_again_and_again_is_not_away_for_long(caplog: pytest.LogCaptureFixture) -> None:
     """It may be a tenant that makes it die, and the others' callouts wait."""
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     zygote.fails = True
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
@@ -127,7 +107,7 @@ async def test_one_that_dies_again_and_again_is_not_away_for_long(caplog: pytest
 
 
 async def test_rules_that_serve_are_those_of_older_workers_and_of_no_other_tenant() -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     old = egress.open(rules("a"), ignore, lambda: 0)
     other = egress.open(rules("b"), ignore, lambda: 0)
@@ -143,7 +123,7 @@ async def test_rules_that_serve_are_those_of_older_workers_and_of_no_other_tenan
 
 
 async def test_counters_come_in_pieces_and_those_of_plugins_without_upstreams_beside_them() -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
     (end,) = zygote.asked
@@ -181,7 +161,7 @@ BAD_COUNTERS = {
 async def test_one_whose_counters_cannot_be_read_is_replaced(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """The broker reads what strangers send: what has become of it must not become the supervisor's trouble."""
     monkeypatch.setattr(egress_module, "MAX_STATUS_BYTES", 32_000)
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
     status = control.EgressStatus(number=1, counters_json=text, more=text.endswith("x"))
@@ -195,18 +175,8 @@ async def test_one_whose_counters_cannot_be_read_is_replaced(monkeypatch: pytest
         end.close()
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two that wait, as brokers that do not hear that their sockets have ended."""
-    found = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
-    yield found
-    for process in found:
-        process.kill()
-        process.wait()
-
-
 async def test_a_broker_that_ends_its_socket_is_killed(processes: list[subprocess.Popen[bytes]]) -> None:
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
     egress.forked(processes[0].pid)
@@ -221,7 +191,7 @@ async def test_one_that_the_zygote_tells_of_late_is_not_taken_for_the_next(
     processes: list[subprocess.Popen[bytes]],
 ) -> None:
     """Its socket has ended before: it is killed, and the next one goes on under its own number."""
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
     zygote.asked[0].close()
@@ -241,7 +211,7 @@ async def test_a_process_that_has_ended_is_not_killed_by_its_number(
     processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number may be somebody else's by then."""
-    zygote = FakeZygote()
+    zygote = FakeZygote(EGRESS_INDEX)
     egress = Egress(zygote)  # type: ignore[arg-type]
     egress.open(rules("a"), ignore, lambda: 0)
     egress.forked(processes[0].pid)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
@@ -16,49 +14,39 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import child_link, frames, fronts, zygote
 from sandboxd.supervisor.fronts import Front, FrontListener, Fronts
 from sandboxd.supervisor.zygote import Report, Zygote
+from tests.support.eventually import until
+from tests.support.fake_zygote import FakeZygote, FrontsListener
 
 
-class FakeZygote:
-    """Keeps the fronts' ends of their sockets, and tells what the test wants."""
+async def end_of(process: subprocess.Popen[bytes]) -> int | None:
+    """Return a process's status; the loop goes on meanwhile, which may be what ends it."""
+    await until(lambda: process.poll() is not None)
+    return process.returncode
+
+
+class TellingZygote(FakeZygote):
+    """Tells what the test wants."""
 
     report = Zygote.report
 
     def __init__(self) -> None:
-        self.asked: list[socket.socket] = []
+        super().__init__()
         self.socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def ask(self, index: int, theirs: socket.socket) -> None:
-        assert index == 0
-        self.asked.append(socket.socket(fileno=os.dup(theirs.fileno())))
 
     def tell(self, kind: Report, pid: int, status: int = 0) -> None:
         zygote._tell(self._theirs, kind, 0, pid, status)
-
-    def say(self, frame: control.FromFront) -> None:
-        """Speak as the newest front."""
-        self.asked[-1].send(frame.SerializeToString())
 
     def close(self) -> None:
         for end in (self.socket, self._theirs, *self.asked):
             end.close()
 
 
-class Listener:
-    """Takes note of the name of whatever it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.told.append(name)
-
-
 class Rig:
     """One front, and who forks it."""
 
     def __init__(self) -> None:
-        self.zygote = FakeZygote()
-        self.listener = Listener()
+        self.zygote = TellingZygote()
+        self.listener = FrontsListener()
         self.fronts = Fronts(cast(Zygote, self.zygote), 1, cast(FrontListener, self.listener))
         self.fronts.start()
 
@@ -69,7 +57,8 @@ class Rig:
     async def serves(self, pid: int) -> Front:
         """Have the front that was asked for last forked and ready."""
         self.zygote.tell(Report.FORKED, pid)
-        self.zygote.say(control.FromFront(ready=control.FrontReady(addresses=["unix:a"])))
+        ready = control.FromFront(ready=control.FrontReady(addresses=["unix:a"]))
+        self.zygote.asked[-1].send(ready.SerializeToString())
         await until(lambda: bool(self.fronts.ready))
         assert self.front.pid == pid
         return self.front
@@ -81,22 +70,6 @@ class Rig:
     async def close(self) -> None:
         await self.fronts.drain(0.01)
         self.zygote.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two that wait, as fronts that do not hear that their sockets have ended."""
-    found = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
-    yield found
-    for process in found:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +90,7 @@ async def test_one_that_lies_is_killed_and_replaced(
     for _ in range(3):
         rig.zygote.asked[0].send(data)
     await rig.replaced()
-    assert processes[0].wait(5) == -signal.SIGKILL
+    assert await end_of(processes[0]) == -signal.SIGKILL
     said = [record.getMessage() for record in caplog.records]
     assert [text for text in said if reason in text] == [said[-1]]
     assert f"front 0 (pid {processes[0].pid}) {reason}; a new one starts" in said[-1]
@@ -133,7 +106,7 @@ async def test_one_that_is_silent_is_killed_and_replaced(
     monkeypatch.setattr(child_link, "STATUS_TIMEOUT_S", 0)
     front.link._pulse()
     await rig.replaced()
-    assert processes[0].wait(5) == -signal.SIGKILL
+    assert await end_of(processes[0]) == -signal.SIGKILL
     assert "does not answer" in caplog.text
     await rig.close()
 
@@ -150,7 +123,7 @@ async def test_one_that_is_never_forked_is_asked_for_again(
     await rig.replaced()
     rig.zygote.tell(Report.FORKED, processes[0].pid)
     await rig.serves(processes[1].pid)
-    assert processes[0].wait(5) == -signal.SIGKILL
+    assert await end_of(processes[0]) == -signal.SIGKILL
     rig.zygote.tell(Report.EXITED, processes[0].pid, -signal.SIGKILL)
     await asyncio.sleep(0)
     assert processes[1].poll() is None
@@ -176,7 +149,7 @@ async def test_one_that_ends_its_socket_gets_a_moment_to_say_why(
     await rig.serves(processes[0].pid)
     rig.zygote.asked[0].close()
     await rig.replaced()
-    assert processes[0].wait(5) == -signal.SIGKILL
+    assert await end_of(processes[0]) == -signal.SIGKILL
     await rig.serves(processes[1].pid)
     rig.zygote.tell(Report.EXITED, processes[1].pid, 0)
     await until(lambda: rig.front.link._process is None)

@@ -18,6 +18,7 @@ from sandboxd.protos import control_pb2 as control
 from sandboxd.supervisor import services
 from sandboxd.supervisor.services import ServiceChannels
 from sandboxd.supervisor.users import SERVICES_INDEX, is_for
+from tests.support.eventually import until
 from tests.support.fake_vm import FakeVm
 
 POLICY = f"""
@@ -73,12 +74,6 @@ class Rig:
         """Have the VM write completions."""
         self.vm.emit(records)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds."""
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.01)
-
 
 def loose(kind: int, payload: bytes = b"", arg: int = 0, stream_id: int = 0) -> Record:
     """Return something outside events."""
@@ -110,10 +105,10 @@ def debug(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_what_a_service_says_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async def test(rig: Rig) -> None:
         rig.say(loose(layout.LOG, b"hello\nforged", 2), loose(layout.DENIED), loose(layout.LOGS_DROPPED, arg=3))
-        await rig.until(lambda: rig.channels.counters["a/s"].get("guest_log.dropped") == 3)
+        await until(lambda: rig.channels.counters["a/s"].get("guest_log.dropped") == 3)
         assert rig.channels.counters["a/s"] == {"guest_log.lines": 1, "denied.proxy_log": 1, "guest_log.dropped": 3}
         rig.vm.begin()
-        await rig.until(lambda: rig.channels.counters["a/s"].get("vm_restarts") == 1)
+        await until(lambda: rig.channels.counters["a/s"].get("vm_restarts") == 1)
         assert rig.host.broken == []
 
     drive(test)
@@ -125,7 +120,7 @@ def test_a_limit_that_a_service_reaches_is_named(caplog: pytest.LogCaptureFixtur
 
     async def test(rig: Rig) -> None:
         rig.say(loose(layout.NOTE, arg=layout.NOTE_METRICS_LIMIT))
-        await rig.until(lambda: rig.channels.counters["a/s"].get("note.metrics_limit") == 1)
+        await until(lambda: rig.channels.counters["a/s"].get("note.metrics_limit") == 1)
 
     drive(test)
     assert "a/s: limits.metrics (1000) was reached: 1 times so far" in caplog.text
@@ -136,7 +131,7 @@ def test_log_lines_are_limited(caplog: pytest.LogCaptureFixture) -> None:
 
     async def test(rig: Rig) -> None:
         rig.say(*(loose(layout.LOG, b"again", 2) for _ in range(250)))
-        await rig.until(lambda: rig.channels.counters["a/s"].get("guest_log.lines") == 250)
+        await until(lambda: rig.channels.counters["a/s"].get("guest_log.lines") == 250)
         assert 100 <= rig.channels.counters["a/s"]["guest_log.dropped"] <= 150
 
     drive(test)
@@ -159,7 +154,7 @@ def test_what_no_service_says_ends_its_channel(record: Record) -> None:
 
     async def test(rig: Rig) -> None:
         rig.say(record)
-        await rig.until(lambda: bool(rig.host.broken))
+        await until(lambda: bool(rig.host.broken))
         assert rig.host.broken[0][0] == 7
         rig.say(loose(layout.LOG, b"more", 2))
         await asyncio.sleep(3 * services.LOOK_S)
@@ -186,11 +181,11 @@ def test_one_whose_channel_raises_is_broken_and_the_others_are_looked_at(
             patch.setattr(services, "VmClient", lambda own, _limits: own.close() or Away())
             rig.attach(6)
             rig.attach(8)
-        await rig.until(lambda: len(rig.host.broken) == 2)
+        await until(lambda: len(rig.host.broken) == 2)
         assert [channel_id for channel_id, _ in rig.host.broken] == [6, 8]
         assert "IndexError" in rig.host.broken[0][1]
         rig.say(loose(layout.LOG, b"still heard", 2))
-        await rig.until(lambda: rig.channels.counters["a/s"].get("guest_log.lines") == 1)
+        await until(lambda: rig.channels.counters["a/s"].get("guest_log.lines") == 1)
         assert rig.channels.counters["a/s"]["channel_broken"] == 2
 
     drive(test)
@@ -222,7 +217,7 @@ def test_superseded_and_detached() -> None:
     async def test(rig: Rig) -> None:
         rig.say(loose(layout.LOG, b"bye", 2))
         rig.channels.superseded(7)
-        await rig.until(lambda: rig.host.drained == [7])
+        await until(lambda: rig.host.drained == [7])
         assert rig.channels.counters["a/s"]["guest_log.lines"] == 1
         rig.channels.send(control.ToFront(detach=control.Detach(channel_id=7)))
         rig.channels.send(control.ToFront(plugin_down=control.PluginDown(tenant="a", plugin="s")))

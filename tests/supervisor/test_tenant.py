@@ -23,8 +23,9 @@ from sandboxd.supervisor.pool import Pool
 from sandboxd.supervisor.prepare import PluginProblem, PreparedPlugin, PreparedTenant
 from sandboxd.supervisor.tenant_state import TenantState
 from sandboxd.supervisor.worker_requests import WorkerRequests
+from tests.support.eventually import until
 from tests.support.front_rig import policy
-from tests.support.tenant_rig import PlayedFront, PlayedWorker, Rig, prepared, until, version
+from tests.support.tenant_rig import PlayedFront, PlayedWorker, Rig, prepared, version
 
 
 @pytest.fixture(autouse=True)
@@ -92,29 +93,36 @@ async def test_a_plugin_that_cannot_be_compiled_for_want_of_means_is_no_fault_of
     assert found.problems == {"poor": PluginProblem("[Errno 24] Too many open files", permanent=False)}
 
 
+class Failing:
+    """Has what a worker is to be like fail a few times, in a way that nobody foresaw."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.times = 0
+        self._spec = rig.spec
+        rig.spec = self._call  # type: ignore[assignment]
+
+    def _call(self, asked: TenantPolicy) -> object:
+        if self.times:
+            self.times -= 1
+            raise ValueError("not foreseen")
+        return self._spec(asked)
+
+
 async def test_swapping_that_fails_unexpectedly_leaves_the_version_before() -> None:
     """And without one it is tried again."""
     rig = Rig(PlayedWorker(), PlayedWorker())
-    spec, failures = rig.spec, 1
-
-    def broken(asked: TenantPolicy) -> object:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise ValueError("not foreseen")
-        return spec(asked)
-
-    rig.spec = broken  # type: ignore[assignment]
+    failing = Failing(rig)
+    failing.times = 1
     assert await rig.tenant.apply(version(1)) == "unexpected error: ValueError: not foreseen"
     await until(lambda: rig.tenant.state is TenantState.RUNNING)
 
-    failures = 1
+    failing.times = 1
     assert await rig.tenant.apply(version(2)) == "unexpected error: ValueError: not foreseen"
     assert rig.tenant.state is TenantState.RUNNING
     assert rig.tenant.policy == version(1)
     assert rig.tenant.last_error == "unexpected error: ValueError: not foreseen"
 
-    failures = 1
+    failing.times = 1
     assert await rig.tenant.restart() == "unexpected error: ValueError: not foreseen"
     assert rig.workers[0].is_alive
     await rig.end()
@@ -124,21 +132,13 @@ async def test_a_planned_start_that_fails_unexpectedly_is_planned_again(caplog: 
     """Else the tenant would be down until an operator comes by."""
     rig = Rig(PlayedWorker(), PlayedWorker())
     assert await rig.tenant.apply(version()) == ""
-    spec, failures = rig.spec, 2
-
-    def broken(asked: TenantPolicy) -> object:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise ValueError("not foreseen")
-        return spec(asked)
-
-    rig.spec = broken  # type: ignore[assignment]
+    failing = Failing(rig)
+    failing.times = 2
     with caplog.at_level(logging.ERROR):
         rig.workers[0].end()
         await until(lambda: rig.tenant.current is not None and rig.workers[1].is_alive)
 
-    assert failures == 0
+    assert failing.times == 0
     assert "a planned start failed" in caplog.text
     await rig.end()
 

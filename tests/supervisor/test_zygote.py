@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from sandboxd.supervisor.egress import EGRESS_INDEX, Egress
 from sandboxd.supervisor.fronts import FrontListener, Fronts
 from sandboxd.supervisor.prepare import Blob
 from sandboxd.supervisor.zygote import Report, Zygote
+from tests.support.fake_zygote import FrontsListener
 
 
 def child(index: int, sock: socket.socket) -> None:
@@ -99,22 +100,12 @@ def test_a_fork_that_fails_is_told_and_costs_nothing(machine: Machine, zygote: Z
     second.close()
 
 
-class Listener:
-    """Takes note of the name of whatever it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.told.append(name)
-
-
 async def test_fronts_and_the_broker_come_once_the_machine_lets_them(
     machine: Machine, zygote: Zygote, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the supervisor's usual pauses; and a broker that came later is not taken for the one that did not."""
     machine.full()
-    listener = Listener()
+    listener = FrontsListener()
     fronts = Fronts(zygote, 1, cast(FrontListener, listener))
     egress = Egress(zygote)
     fronts.siblings[EGRESS_INDEX] = egress

@@ -19,6 +19,7 @@ from sandboxd.policy.capability_names import CALLBACKS
 from sandboxd.policy.load import parse_policy
 from sandboxd.policy.model import PluginPolicy
 from sandboxd.protos import network_ext_proc_pb2 as network_pb
+from tests.support.eventually import until
 from tests.support.fake_vm import Answer, FakeVm, pass_through
 
 FUNCTIONS = (
@@ -165,10 +166,8 @@ class Rig:
         return self.counters.plugin(key).values.get(name, 0)
 
     async def until(self, condition: Any, timeout_s: float = 3) -> None:
-        """Wait for something that happens soon."""
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.005)
+        """As `tests.support.eventually.until`."""
+        await until(condition, timeout_s)
 
     async def close(self) -> None:
         await self.channel.close()

@@ -206,10 +206,3 @@ def prepared(asked: TenantPolicy) -> PreparedTenant:
 
 async def _prepare(asked: TenantPolicy) -> PreparedTenant:
     return prepared(asked)
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Wait for a condition of the event loop's own."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
