@@ -86,8 +86,8 @@ class FrontConfig:
     """Tell the proxy not to send bodies that a plugin has no callback for."""
 
 
-def _default_spin_us() -> int:
-    return limits.DEFAULT_SPIN_US if len(os.sched_getaffinity(0)) > 1 else 0
+def _unless_one_cpu(spin_us: int) -> int:
+    return spin_us if len(os.sched_getaffinity(0)) > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class WorkerConfig:
 
     uid_base: int = 200_000
     """Started as root, the nth tenant's worker runs as this uid (and gid) plus n."""
-    spin_us: int = field(default_factory=_default_spin_us)
+    spin_us: int = field(default_factory=lambda: _unless_one_cpu(limits.DEFAULT_WORKER_SPIN_US))
     """Busy waiting for the next event before sleep."""
     spares: int = 2
     """Processes that wait to become a worker, so that a restart takes milliseconds."""
@@ -118,7 +118,7 @@ class ChannelConfig:
 
     ring_bytes: int = limits.DEFAULT_RING_BYTES
     """Each of the two rings; a power of two."""
-    spin_us: int = field(default_factory=_default_spin_us)
+    spin_us: int = field(default_factory=lambda: _unless_one_cpu(limits.DEFAULT_SPIN_US))
     """Busy waiting for a verdict before sleep."""
 
 

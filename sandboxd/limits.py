@@ -169,7 +169,15 @@ MAX_RING_BYTES: Final = 4 * MIB
 MAX_SPIN_US: Final = 10_000
 """Busy waiting before sleep. Longer than 10 ms only burns a core."""
 DEFAULT_SPIN_US: Final = 50
-"""An event of a small filter takes 5 to 20 us, a sleep and its wake-up about as much on either side."""
+"""
+Of a client, for a verdict: an event of a small filter takes 5 to 20 us, a sleep and its wake-up as much or more on
+either side.
+"""
+DEFAULT_WORKER_SPIN_US: Final = 300
+"""
+Of a VM, for its next event: an answer goes out and the next request comes in 100 to 200 us. It can be longer than a
+client's because a VM that looks gives its CPU away all the time.
+"""
 MIN_CPUS_TO_SPIN: Final = 4
 """
 On fewer, spinning takes the core that the VM, the front or the proxy would answer on (measured), unless there is one

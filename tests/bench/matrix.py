@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sandboxd.commands.envoy_filters import NOTHING_AFTER_RESPONSE_HEADERS
-from sandboxd.config import ChannelConfig
+from sandboxd.config import ChannelConfig, WorkerConfig
 from sandboxd.demo import daemon, envoy, envoy_config
 from sandboxd.demo.envoy import EnvoyMissingError
 from sandboxd.demo.process import ChildFailedError
@@ -84,9 +84,9 @@ class Turn:
 Turns = dict[str, list[Turn]]
 
 
-def default_spin_us() -> int:
-    """Return what daemon and module do on this machine if nobody says anything."""
-    return ChannelConfig().spin_us
+def default_spin_us() -> dict[str, int]:
+    """Return what VMs and clients do on this machine if nobody says anything."""
+    return {"worker": WorkerConfig().spin_us, "channel": ChannelConfig().spin_us}
 
 
 def _policies(directory: Path, workloads: Sequence[Workload]) -> Path:
@@ -229,7 +229,7 @@ def _arguments(words: Sequence[str]) -> tuple[Plan, Path]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each subject in each round")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 128])
-    other = 0 if default_spin_us() else 20
+    other = 0 if any(default_spin_us().values()) else 20
     help_spins = f"further settings of spinning, in microseconds; the default of this machine is {default_spin_us()}"
     parser.add_argument("--spins", type=int, nargs="*", default=[other], help=help_spins)
     names = [workload.name for workload in WORKLOADS]
