@@ -174,8 +174,10 @@ int sbx_arm_edge(sbx_channel *channel)
         if (channel->dead)
             return channel->dead;
         int status = ring_prepare_sleep(&channel->ring);
-        if (status == SBX_BROKEN)
-            return channel_break(channel, SBX_BROKEN, "consumer's position does not fit the producer's");
+        if (status == SBX_BROKEN) {
+            channel_break(channel, SBX_BROKEN, "consumer's position does not fit the producer's");
+            continue; /* the events that end with it are told first */
+        }
         if (status == SBX_OK && channel->outstanding.first) {
             uint32_t state = ring_load(&channel->ring, AT_VM_STATE);
             if (state == VM_FAILED || state == VM_GONE)

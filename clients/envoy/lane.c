@@ -131,9 +131,13 @@ void lane_look(struct lane *lane, struct filter *running)
     struct worker *worker = lane->link->worker;
     lane_news(lane);
     lane->vm_down = !sbx_ready(lane->channel); /* which may find completions, so before they are told of */
-    do
+    int status;
+    do {
         lane->looker = tell_owners(lane, running);
-    while (!lane->looker && sbx_arm_edge(lane->channel) == SBX_AGAIN);
+        status = lane->looker ? SBX_OK : sbx_arm_edge(lane->channel);
+    } while (status == SBX_AGAIN);
+    if (status != SBX_OK)
+        lane->vm_down = true;
     tell_of_loss(lane);
     pthread_mutex_lock(&worker->lock);
     lane->deadline_ns = sbx_next_deadline_ns(lane->channel);

@@ -160,6 +160,23 @@ def test_counters_that_cannot_be(setup: Setup, offset: int, value: int) -> None:
     assert c_client.NAMES.index("BROKEN") in statuses
 
 
+@pytest.mark.parametrize("arm", ["sbx_arm", "sbx_arm_edge"])
+def test_a_counter_that_cannot_be_as_the_client_goes_to_sleep(setup: Setup, arm: str) -> None:
+    """What ends with the channel is told before that the channel has ended: nobody would look again."""
+    client = setup.open(serve=False)
+    stream = client.open()
+    told, made = c.c_void_p(), c.c_void_p()
+    chunk = (c_client.Bytes * 1)(c_client.bytes_of(bytes(200_000)))
+    assert setup.lib.sbx_submit_body(stream, 3, chunk, 1, False, 1, None, c.byref(made)) == 0, "more than the ring has"
+    assert c_client.NAMES[setup.lib.sbx_next(client.handle, c.byref(told))] == "AGAIN"
+    setup.vm.words[layout.OFFSET_SQ_HEAD // 4] += RING * 2
+    assert c_client.NAMES[setup.lib[arm](client.handle)] == "AGAIN"
+    assert setup.lib.sbx_next(client.handle, c.byref(told)) == 0
+    assert told.value == made.value
+    assert c_client.NAMES[setup.lib.sbx_event_status(told)] == "BROKEN"
+    assert c_client.NAMES[setup.lib[arm](client.handle)] == "BROKEN"
+
+
 @pytest.mark.parametrize("damage", ["size", "magic", "unsealed", "ring_bytes"])
 def test_only_a_sealed_channel_is_mapped(shim: c.CDLL, damage: str) -> None:
     fds = create_channel(RING)
