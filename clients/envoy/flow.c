@@ -135,6 +135,7 @@ static void open_stream(struct filter *filter)
         submission_fail(filter, REQUEST, status);
         return;
     }
+    filter->lane->vm_down = false; /* nobody may have looked since it came back */
     submit_headers(filter, REQUEST, filter->ways[REQUEST].bodyless);
 }
 
