@@ -80,6 +80,25 @@ def _plain(error: OSError) -> str:
     return error.strerror or "no connection"
 
 
+async def _send(rpc: Any, message: bytes) -> None:
+    """
+    Send a message of a stream as `rpc.write` does, but leave its status to the upstream.
+
+    The upstream may end the stream while a message is under way. `write` then makes an INTERNAL of its own the stream's
+    status, for good, though what the upstream said comes right behind; so this calls what `write` calls.
+
+    Raises:
+        asyncio.InvalidStateError, grpc.aio.AioRpcError: the stream has ended.
+    """
+    await rpc.wait_for_connection()
+    if rpc.done():
+        raise asyncio.InvalidStateError
+    try:
+        await rpc._cython_call.send_serialized_message(message)
+    except grpc.aio.InternalError:
+        raise asyncio.InvalidStateError from None
+
+
 class GrpcStream:
     """
     One stream. `send` and `half_close` only put down what is to be sent; `run` does the rest.
@@ -209,7 +228,7 @@ class GrpcStream:
                 check_message(found.upstream, message)
                 self._context.count(found, "request_bytes", len(message))
                 try:
-                    await rpc.write(message)
+                    await _send(rpc, message)
                 except (asyncio.InvalidStateError, grpc.aio.AioRpcError):  # it has ended: the reader says how
                     return
                 self._context.lease.give(len(message))
