@@ -399,7 +399,8 @@ SBX_API int sbx_channel_open(const sbx_descriptors *descriptors, sbx_policy *pol
 /*
  * What may come at any time. Called from within functions of this channel that look for completions (sbx_wait, sbx_spin,
  * sbx_next, sbx_arm, sbx_ready, submissions), in the same thread. What is passed lives as long as the call. They may
- * call nothing but sbx_stream_find, sbx_stream_id, sbx_stream_user and sbx_policy_*.
+ * call nothing but sbx_stream_find, sbx_stream_id, sbx_stream_user, sbx_policy_*, and sbx_event_status, _verdict, _kind.
+ * Events whose verdicts came before `late` have ended by then, though nobody may have been told of them: apply them first.
  */
 typedef struct sbx_hooks {
     void *user;

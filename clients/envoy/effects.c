@@ -194,7 +194,8 @@ void take_late(void *user, sbx_stream *stream, const sbx_effect *effect)
     (void)user;
     if (!filter || filter->over || filter->bypass)
         return;
-    take_effect(filter, effect);
+    if (conclude_ended(filter, REQUEST) && conclude_ended(filter, RESPONSE))
+        take_effect(filter, effect);
     schedule(filter);
 }
 

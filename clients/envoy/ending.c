@@ -11,6 +11,7 @@ static void drop_event(struct way *way)
     sbx_event_free(way->event);
     sbx_event_free(way->queued);
     way->event = way->queued = NULL;
+    way->concluded = 0;
 }
 
 static void answer(struct filter *filter, uint32_t status, const char *details)

@@ -1,8 +1,6 @@
 /* The course of an exchange: events go to the plugin, verdicts come back, and Envoy goes on or waits. */
 #include "module.h"
 
-static const int NO_FAILURE = -1;
-
 /* Applies a verdict. Returns why the exchange fails, or NO_FAILURE. */
 static int conclude_verdict(struct filter *filter, enum direction direction, enum sbx_kind kind, const sbx_verdict *verdict)
 {
@@ -46,19 +44,43 @@ static int conclude_event(struct filter *filter, enum direction direction, const
 /* The event ended. Its memory goes with it, before Envoy is told of a failure and may end all that it belongs to. */
 static void conclude(struct filter *filter, enum direction direction, sbx_event *event, int status)
 {
-    filter->ways[direction].event = NULL;
-    int cause = conclude_event(filter, direction, event, status);
+    struct way *way = &filter->ways[direction];
+    int failure;
+    way->event = NULL;
+    if (!way->concluded)
+        failure = conclude_event(filter, direction, event, status);
+    else
+        failure = --way->concluded ? NO_FAILURE : way->failure;
     sbx_event_free(event);
-    if (cause != NO_FAILURE)
-        exchange_fail(filter, direction, (enum sbx_cause)cause);
+    if (failure != NO_FAILURE)
+        exchange_fail(filter, direction, (enum sbx_cause)failure);
+}
+
+/*
+ * Something late is about to be applied. What the VM said before it comes first, though nobody has looked at those events yet.
+ * They stay until somebody does, and a failure waits for that as well: this runs in a hook of libsandboxd's.
+ */
+bool conclude_ended(struct filter *filter, enum direction direction)
+{
+    struct way *way = &filter->ways[direction];
+    const sbx_event *events[] = {way->event, way->queued};
+    while (!way->concluded || (way->concluded < 2 && way->failure == NO_FAILURE)) {
+        const sbx_event *event = events[way->concluded];
+        int status = event ? sbx_event_status(event) : SBX_AGAIN;
+        if (status == SBX_AGAIN)
+            break;
+        way->concluded++;
+        way->failure = conclude_event(filter, direction, event, status);
+    }
+    return !way->concluded || way->failure == NO_FAILURE;
 }
 
 /* Looks for a verdict for as long as the budget allows; the filter waits if there is none. */
 void event_run(struct filter *filter, enum direction direction, sbx_event *event)
 {
+    filter->ways[direction].event = event; /* before anything late comes behind its verdict */
     int status = sbx_spin(event);
     if (status == SBX_AGAIN) {
-        filter->ways[direction].event = event;
         count(filter, COUNT_LATER);
         wait_for_lane(filter);
         return;

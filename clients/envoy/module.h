@@ -108,11 +108,14 @@ struct worker {
 };
 
 enum direction { REQUEST, RESPONSE };
+enum { NO_FAILURE = -1 };
 
 /* One direction of an exchange. */
 struct way {
     sbx_event *event;   /* without a verdict yet */
     sbx_event *queued;  /* of a body, behind that of its headers */
+    unsigned concluded; /* of these two: their verdicts were applied before they were looked at */
+    int failure;        /* of the last of those: an enum sbx_cause, or NO_FAILURE */
     struct buffer in;   /* bytes without a verdict that came after the headers had gone */
     size_t submitted;   /* bytes at the beginning of what has no verdict that `event` has */
     struct buffer out;  /* bytes that go on, not yet given to Envoy */
@@ -214,6 +217,7 @@ void event_run(struct filter *filter, enum direction direction, sbx_event *event
 void resume(struct filter *filter);
 void finish(struct filter *filter, enum direction direction);
 void begin(struct filter *filter);
+bool conclude_ended(struct filter *filter, enum direction direction); /* false: the exchange is about to fail */
 bool forget_wake(struct filter *filter);
 void set_aside(struct filter *filter, enum direction direction);
 bool may_go(const struct filter *filter, enum direction direction);

@@ -67,6 +67,7 @@ FILTERS = {
     "c_twenty_calls": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_slow_body": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_upper_body": Expected("0_2_1", (), ALLOCATORS[:1]),
+    "c_gate": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_all_calls": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_all_on": Expected("0_2_1", (), ALLOCATORS[:1]),
     "c_tcp_probe": Expected("0_2_1", (), ALLOCATORS[:1]),
