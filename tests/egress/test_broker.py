@@ -18,6 +18,9 @@ from tests.support.broker import CANCEL, grpc_call, grpc_message, http_call, sta
 
 pytestmark = pytest.mark.timeout(60)
 
+UNIMPLEMENTED = 12
+"""gRPC: the upstream has no such method."""
+
 
 def stream(method: str) -> control.CalloutRequest:
     return control.CalloutRequest(grpc_stream=grpc_call(method))
@@ -126,19 +129,23 @@ async def test_newer_rules_are_for_newer_calls(known: upstream.Upstream) -> None
 # --- gRPC ---
 
 
+async def until_closed(peer: broker.Peer, key: tuple[int, int, int]) -> list[control.CalloutReply]:
+    """Return the replies of a stream, the last of which says that it is closed."""
+    replies: list[control.CalloutReply] = []
+    while not replies or replies[-1].WhichOneof("reply") != "closed":
+        reply = await peer.reply(key)
+        assert reply is not None
+        replies.append(reply)
+    return replies
+
+
 async def test_a_stream_both_ways(known: upstream.Upstream) -> None:
     async with broker.running() as peer:
         peer.rules(1, "acme", {"p": upstream.policy(known)})
         key = peer.begin(stream("Stream"))
-        replies = []
         for number in range(3):
             peer.more(key, grpc_message(b"%d" % number, end=number == 2))
-        while True:
-            reply = await peer.reply(key)
-            assert reply is not None
-            replies.append(reply)
-            if reply.WhichOneof("reply") == "closed":
-                break
+        replies = await until_closed(peer, key)
     assert [reply.WhichOneof("reply") for reply in replies] == [
         "initial_metadata",
         *["message"] * 3,
@@ -148,6 +155,20 @@ async def test_a_stream_both_ways(known: upstream.Upstream) -> None:
     assert [reply.message.message for reply in replies[1:4]] == [b"echo:0", b"echo:1", b"echo:2"]
     assert (b"x-trailing", b"two") in decode(replies[4].trailing_metadata.metadata)
     assert replies[-1].closed.status == 0
+
+
+async def test_a_stream_that_ends_while_a_message_is_under_way_says_what_its_upstream_said(
+    known: upstream.Upstream,
+) -> None:
+    """Which of the two comes first differs from one to the next."""
+    async with broker.running() as peer:
+        peer.rules(1, "acme", {"p": upstream.policy(known)})
+        ends = []
+        for _ in range(200):
+            key = peer.begin(stream("Nothing"))
+            peer.more(key, grpc_message(b"one"))
+            ends.append((await until_closed(peer, key))[-1].closed)
+    assert {end.status for end in ends} == {UNIMPLEMENTED}
 
 
 async def test_a_stream_that_floods_waits_for_its_vm(known: upstream.Upstream) -> None:
