@@ -298,8 +298,9 @@ static void looked_in_vain(u32 spin)
 
 /*
  * Run what the client has submitted, until there is nothing left and `spin` further looks found nothing. Returns early
- * to give the CPU to somebody who has something to do while it looks; to have the client woken, since it waits for what was just answered, and for what only the worker can do: a tick that
- * is due by the events' own clock, answers for the VM, calls that the guest has made.
+ * to give the CPU to somebody who has something to do while it looks; to have the client woken, since it waits for what
+ * was just answered; and for what only the worker can do: a tick that is due by the events' own clock, answers for the
+ * VM, calls that the guest has made.
  */
 u32 EXPORT(poll)(u32 spin)
 {
