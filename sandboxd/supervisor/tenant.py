@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from sandboxd.errors import JailError, SandboxdError, WorkerError
 from sandboxd.log import one_line
 from sandboxd.policy.model import TenantPolicy
-from sandboxd.supervisor import running
+from sandboxd.supervisor import deployments
 from sandboxd.supervisor.clean_sheets import CleanSheets
 from sandboxd.supervisor.comeback import MIN_DELAY_S, Comeback
 from sandboxd.supervisor.crash_reports import MAX_MESSAGE_CHARACTERS
@@ -160,7 +160,7 @@ class Tenant:
         """End all workers, without draining: the fronts are gone."""
         self._removed = True
         self._comeback.cancel()
-        await running.end([*self._deployments(), *([self._incoming] if self._incoming else [])])
+        await deployments.end([*self._deployments(), *([self._incoming] if self._incoming else [])])
 
     # --- what happens around it ---
 
@@ -185,11 +185,11 @@ class Tenant:
 
     def channel_drained(self, channel_id: int) -> bool:
         """Return whether the channel is one of ours."""
-        return running.channel_drained(self._deployments(), channel_id)
+        return deployments.channel_drained(self._deployments(), channel_id)
 
     def channel_broken(self, channel_id: int, reason: str) -> bool:
         """Kill the worker behind a channel; return whether it is one of ours."""
-        return running.channel_broken(self._deployments(), channel_id, reason)
+        return deployments.channel_broken(self._deployments(), channel_id, reason)
 
     def _announce_all(self) -> None:
         if self.current is None:
