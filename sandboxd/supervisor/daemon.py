@@ -103,7 +103,9 @@ class Daemon:
         self.fronts.siblings[EGRESS_INDEX] = self.egress
         self.attach = self._attach_server()
         self._spares = Spares(self._config.worker.spares)
-        self._worker_specs = WorkerSpecs(self._config, self._jailer, self._cgroups, self._spares.take)
+        self._worker_specs = WorkerSpecs(
+            self._config, self._jailer, self._cgroups, self._spares.take, lambda: self.pool.names
+        )
         self._service_channels = ServiceChannels(self)
         self.ledger = Ledger()
         ledger_file = LedgerFile(self._config.state_directory / LEDGER_NAME, self.ledger)

@@ -113,6 +113,11 @@ class Pool:
         """A VM broke its channel's rules."""
         any(tenant.channel_broken(channel_id, reason) for tenant in self._everybody())
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all tenants, also of those that are removed and have workers yet."""
+        return {tenant.name for tenant in self._everybody()}
+
     def _everybody(self) -> Iterable[Tenant]:
         # Until it is removed, a worker of it may start to serve yet.
         self._leaving = {t for t in self._leaving if t.draining or t.state is not TenantState.REMOVED}

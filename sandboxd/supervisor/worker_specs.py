@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from itertools import count
 
+from sandboxd import limits
 from sandboxd.config import DaemonConfig
 from sandboxd.errors import PolicyError
 from sandboxd.jail.jailer import Jailer, WorkerWishes
@@ -23,13 +25,22 @@ class WorkerSpecs:
         jailer: makes the jails.
         cgroups: makes the control groups.
         take: hands out a process that waits to become a worker.
+        tenants: names those that exist, and those that are removed and have workers yet.
     """
 
-    def __init__(self, config: DaemonConfig, jailer: Jailer, cgroups: Cgroups, take: Callable[[], Launched]) -> None:
+    def __init__(
+        self,
+        config: DaemonConfig,
+        jailer: Jailer,
+        cgroups: Cgroups,
+        take: Callable[[], Launched],
+        tenants: Callable[[], Container[str]],
+    ) -> None:
         self._config = config
         self._jailer = jailer
         self._cgroups = cgroups
         self._take = take
+        self._tenants = tenants
         self._uids: dict[str, int] = {}
 
     def of(self, policy: TenantPolicy) -> WorkerSpec:
@@ -41,7 +52,7 @@ class WorkerSpecs:
         """
         require = resolve(policy.isolation.require)
         self._jailer.check(require)  # before anything is made for it
-        uid = self._uids.setdefault(policy.tenant, self._config.worker.uid_base + len(self._uids))
+        uid = self._uid_of(policy.tenant)
         wishes = WorkerWishes(
             uid=uid,
             gid=uid,
@@ -50,6 +61,15 @@ class WorkerSpecs:
             require=require,
         )
         return WorkerSpec(policy.tenant, wishes, self._jailer, lambda: self._cgroups.worker(policy), self._take)
+
+    def _uid_of(self, tenant: str) -> int:
+        """Return the tenant's own uid: the lowest that nobody has, so that names which come and go use up none."""
+        if tenant not in self._uids:
+            known = self._tenants()
+            self._uids = {name: uid for name, uid in self._uids.items() if name in known}
+            taken = {*self._uids.values(), *limits.OUR_UIDS}
+            self._uids[tenant] = next(uid for uid in count(self._config.worker.uid_base) if uid not in taken)
+        return self._uids[tenant]
 
     def check_threads(self, policy: TenantPolicy) -> None:
         """

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sandboxd.demo.client import Request
@@ -73,3 +74,23 @@ def test_a_tenant_can_come_and_go(tmp_path: Path, transport: str, unknown: int) 
         others.write(running.policies)
         assert running.sandbox.command("reload").returncode == 0
         stage.eventually(lambda: running.get(path).status == 200, "the tenant is back")
+
+
+def test_a_tenant_that_goes_leaves_its_uid(tmp_path: Path) -> None:
+    """Names come and go for as long as the daemon runs."""
+
+    def uid(name: str) -> int:
+        return psutil.Process(running.worker_pid(name)).uids().real
+
+    leaves, comes = (stage.Tenant(name, [guests.C_ADD_HEADER.plugin()]) for name in ("leaves", "comes"))
+    with stage.running(tmp_path, [tenant("1"), leaves]) as running:
+        theirs, pid = uid("leaves"), running.worker_pid("leaves")
+
+        (running.policies / "leaves.yaml").unlink()
+        assert running.sandbox.command("reload").returncode == 0
+        stage.eventually(lambda: not psutil.pid_exists(pid), "the worker is gone")
+        comes.write(running.policies)
+        assert running.sandbox.command("reload").returncode == 0
+
+        assert uid("comes") == theirs
+        assert running.sandbox.status()["jail"]["identity"] == "user namespace" or uid("tenant") != theirs

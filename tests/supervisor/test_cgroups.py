@@ -248,7 +248,7 @@ async def test_without_a_pidfd_nothing_is_left(
 def test_a_leaf_is_made_for_a_process_and_not_before() -> None:
     """A tenant whose store cannot be opened comes no further than its spec."""
     maker = Mock(spec=Cgroups)
-    specs = WorkerSpecs(Mock(worker=Mock(uid_base=1000)), Mock(), maker, Mock())
+    specs = WorkerSpecs(Mock(worker=Mock(uid_base=1000)), Mock(), maker, Mock(), set)
     spec = specs.of(TenantPolicy("acme", (), Isolation()))
     maker.worker.assert_not_called()
 
