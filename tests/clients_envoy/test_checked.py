@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = (
     "tests/e2e/test_shm.py", "tests/e2e/test_failures.py", "tests/e2e/test_redaction.py",
     "tests/e2e/test_worker_killed.py", "tests/e2e/test_differential.py", "tests/clients_envoy/test_attributes.py",
+    "tests/e2e/test_held_together.py", "tests/e2e/test_held_pieces.py", "tests/e2e/test_callouts.py",
+    "tests/e2e/test_callouts_end.py",
 )  # fmt: skip
 CHOSEN = "attributes or (shm and (probe or not differential))"
 """Of the differential test the guest that does everything; the others take a minute more (docs/security.md)."""
