@@ -89,6 +89,9 @@ class Difference:
     cases: tuple[str, ...]
 
 
+QUIET_S = 0.4
+"""A machine that stands still for a moment is no difference."""
+
 KNOWN_DIFFERENCES = (
     Difference("T1", ("*",), ("pause-new/*", "close-new/*")),
     Difference("T1", ("trace",), ("trace/",)),
@@ -131,7 +134,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
 
 def seen(stage: TcpStage, kind: str, case: Case) -> dict[str, str]:
     """Perform a case; ports of the client are never the same."""
-    ends = stage.talk(f"{kind}-tcp-{case.behaviour}", case.steps, greeting=case.greeting)
+    ends = stage.talk(f"{kind}-tcp-{case.behaviour}", case.steps, greeting=case.greeting, quiet_s=QUIET_S)
     return {name: re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", value) for name, value in ends.fields().items()}
 
 
@@ -151,7 +154,7 @@ def traced(stage: TcpStage, kind: str, case: Case) -> list[str]:
     }[kind]
     log = stage.policies.parent / folder
     before = log.stat().st_size
-    stage.talk(f"{kind}-tcp-trace", case.steps, greeting=case.greeting)
+    stage.talk(f"{kind}-tcp-trace", case.steps, greeting=case.greeting, quiet_s=QUIET_S)
     lines: list[str] = []
 
     def ended() -> bool:
