@@ -89,9 +89,6 @@ class Difference:
     cases: tuple[str, ...]
 
 
-QUIET_S = 0.4
-"""A machine that stands still for a moment is no difference."""
-
 KNOWN_DIFFERENCES = (
     Difference("T1", ("*",), ("pause-new/*", "close-new/*")),
     Difference("T1", ("trace",), ("trace/",)),
@@ -134,7 +131,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]
 
 def seen(stage: TcpStage, kind: str, case: Case) -> dict[str, str]:
     """Perform a case; ports of the client are never the same."""
-    ends = stage.talk(f"{kind}-tcp-{case.behaviour}", case.steps, greeting=case.greeting, quiet_s=QUIET_S)
+    ends = stage.talk(f"{kind}-tcp-{case.behaviour}", case.steps, greeting=case.greeting)
     return {name: re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", value) for name, value in ends.fields().items()}
 
 
@@ -154,7 +151,7 @@ def traced(stage: TcpStage, kind: str, case: Case) -> list[str]:
     }[kind]
     log = stage.policies.parent / folder
     before = log.stat().st_size
-    stage.talk(f"{kind}-tcp-trace", case.steps, greeting=case.greeting, quiet_s=QUIET_S)
+    stage.talk(f"{kind}-tcp-trace", case.steps, greeting=case.greeting)
     lines: list[str] = []
 
     def ended() -> bool:

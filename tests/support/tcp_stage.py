@@ -98,13 +98,13 @@ Step = bytes | str
 """Bytes to send; ``end``: half-close; ``look``: wait until nothing comes any more."""
 
 
-def converse(port: int, upstream: Upstream, steps: Sequence[Step], quiet_s: float = QUIET_S) -> Ends:
+def converse(port: int, upstream: Upstream, steps: Sequence[Step]) -> Ends:
     """Follow a script on one connection and return what both ends saw."""
     known = len(upstream.connections)
     seen = Ends()
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
         if upstream.greets:
-            _look(client, seen, quiet_s)
+            _look(client, seen)
         for step in steps:
             if seen.client_end != "open":
                 break
@@ -116,7 +116,7 @@ def converse(port: int, upstream: Upstream, steps: Sequence[Step], quiet_s: floa
             except OSError:
                 seen.client_end = "reset"
                 break
-            _look(client, seen, quiet_s)
+            _look(client, seen)
     if len(upstream.connections) > known:
         theirs = upstream.connections[known]
         deadline = time.monotonic() + TIMEOUT_S
@@ -128,8 +128,8 @@ def converse(port: int, upstream: Upstream, steps: Sequence[Step], quiet_s: floa
     return seen
 
 
-def _look(client: socket.socket, seen: Ends, quiet_s: float) -> None:
-    client.settimeout(quiet_s)
+def _look(client: socket.socket, seen: Ends) -> None:
+    client.settimeout(QUIET_S)
     while True:
         try:
             data = client.recv(1 << 16)
@@ -155,10 +155,10 @@ class TcpStage:
     policies: Path
     names: tuple[str, ...] = field(default=())
 
-    def talk(self, listener: str, steps: Sequence[Step], *, greeting: bool = False, quiet_s: float = QUIET_S) -> Ends:
+    def talk(self, listener: str, steps: Sequence[Step], *, greeting: bool = False) -> Ends:
         """Follow a script through a listener."""
         name = f"{listener}-greeted" if greeting else listener
-        return converse(self.proxy.ports[name], self.greeter if greeting else self.echo, steps, quiet_s)
+        return converse(self.proxy.ports[name], self.greeter if greeting else self.echo, steps)
 
 
 def plugin(guest: Guest, **more: Any) -> dict[str, Any]:
