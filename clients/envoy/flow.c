@@ -56,6 +56,11 @@ static void conclude(struct filter *filter, enum direction direction, sbx_event 
         exchange_fail(filter, direction, (enum sbx_cause)failure);
 }
 
+static bool is_failing(const struct way *way)
+{
+    return way->concluded && way->failure != NO_FAILURE;
+}
+
 /*
  * Something late is about to be applied. What the VM said before it comes first, though nobody has looked at those events yet.
  * They stay until somebody does, and a failure waits for that as well: this runs in a hook of libsandboxd's.
@@ -63,16 +68,15 @@ static void conclude(struct filter *filter, enum direction direction, sbx_event 
 bool conclude_ended(struct filter *filter, enum direction direction)
 {
     struct way *way = &filter->ways[direction];
-    const sbx_event *events[] = {way->event, way->queued};
-    while (!way->concluded || (way->concluded < 2 && way->failure == NO_FAILURE)) {
-        const sbx_event *event = events[way->concluded];
-        int status = event ? sbx_event_status(event) : SBX_AGAIN;
+    const sbx_event *event, *const events[] = {way->event, way->queued, NULL};
+    while (!is_failing(way) && (event = events[way->concluded])) {
+        int status = sbx_event_status(event);
         if (status == SBX_AGAIN)
             break;
         way->concluded++;
         way->failure = conclude_event(filter, direction, event, status);
     }
-    return !way->concluded || way->failure == NO_FAILURE;
+    return !is_failing(way);
 }
 
 /* Looks for a verdict for as long as the budget allows; the filter waits if there is none. */

@@ -112,7 +112,7 @@ enum { NO_FAILURE = -1 };
 
 /* One direction of an exchange. */
 struct way {
-    sbx_event *event;   /* without a verdict yet */
+    sbx_event *event;   /* its verdict was not looked at yet */
     sbx_event *queued;  /* of a body, behind that of its headers */
     unsigned concluded; /* of these two: their verdicts were applied before they were looked at */
     int failure;        /* of the last of those: an enum sbx_cause, or NO_FAILURE */
